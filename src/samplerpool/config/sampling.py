@@ -1,0 +1,207 @@
+"""The sampling parameters: one definition for keyword arguments, command line options, config files and the wire.
+
+``None`` means *not given*: the value then follows the worker's launch defaults, the checkpoint's own
+``generation_config`` and last the built-in default, in this order.
+"""
+
+from __future__ import annotations
+
+import difflib
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+from samplerpool.errors import InvalidParameter
+
+Kind = Literal["int", "float", "bool", "strings", "ints"]
+
+MAX_SEED = 2**53 - 1
+"""Seeds stay exact in JSON and in JavaScript readers of it."""
+
+
+@dataclass(frozen=True)
+class ParamSpec:
+    """What may be said about one sampling parameter.
+
+    Args:
+        kind: type of the value; ``strings`` and ``ints`` are tuples, a single value is taken as a tuple of one.
+        help: one line for ``--help``.
+        default: the value when nobody says anything.
+        low, high: inclusive bounds; ``low_open`` makes the lower one exclusive.
+        neutral: the value that changes nothing, so that every engine can honour it.
+    """
+
+    kind: Kind
+    help: str
+    default: Any = None
+    low: float | None = None
+    high: float | None = None
+    low_open: bool = False
+    neutral: Any = None
+
+
+def _param(
+    kind: Kind,
+    help: str,
+    default: Any = None,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    low_open: bool = False,
+    neutral: Any = None,
+) -> Any:
+    return field(default=None, metadata={"spec": ParamSpec(kind, help, default, low, high, low_open, neutral)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """Parameters of one request. ``temperature`` 0 (or ``do_sample`` false) means greedy."""
+
+    max_new_tokens: int | None = _param("int", "Longest answer, in tokens.", 128, low=1)
+    do_sample: bool | None = _param("bool", "Sample (true) or take the most probable token (false).")
+    temperature: float | None = _param("float", "Divides the logits; 0 means greedy.", 1.0, low=0.0, high=100.0)
+    top_k: int | None = _param("int", "Keep the k most probable tokens; 0 keeps all.", 0, low=0)
+    top_p: float | None = _param(
+        "float", "Keep the fewest tokens whose probabilities reach p.", 1.0, low=0.0, high=1.0, low_open=True
+    )
+    min_p: float | None = _param(
+        "float", "Keep tokens of at least p times the largest probability.", 0.0, low=0.0, high=1.0
+    )
+    repetition_penalty: float | None = _param(
+        "float", "Above 1, tokens seen before become less likely.", 1.0, low=0.0, low_open=True, neutral=1.0
+    )
+    stop: tuple[str, ...] | None = _param("strings", "End the answer before any of these strings.", ())
+    stop_token_ids: tuple[int, ...] | None = _param("ints", "End the answer at any of these token ids.", (), low=0)
+    ignore_eos: bool | None = _param("bool", "Go on after the end-of-sequence token.", False)
+    skip_special_tokens: bool | None = _param("bool", "Leave special tokens out of the text.", True)
+    seed: int | None = _param("int", "Seed of the draw; drawn and reported when not given.", low=0, high=MAX_SEED)
+    num_return_sequences: int | None = _param("int", "Answers per prompt.", 1, low=1, high=65536)
+    logprobs: int | None = _param(
+        "int", "Report the log-probabilities of this many top tokens.", low=0, high=1000, neutral=None
+    )
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most probable token is taken (of resolved parameters)."""
+        return self.temperature == 0 or self.do_sample is False
+
+    def given(self) -> dict[str, Any]:
+        """Only what was given, as plain values for the wire or a manifest."""
+        values = {name: getattr(self, name) for name in PARAMS}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+            if value is not None
+        }
+
+
+PARAMS: dict[str, ParamSpec] = {f.name: f.metadata["spec"] for f in fields(SamplingParams)}
+
+ALIASES: dict[str, str] = {"n": "num_return_sequences", "max_tokens": "max_new_tokens"}
+
+
+def sampling_params(values: Mapping[str, Any] | None = None, /, **more: Any) -> SamplingParams:
+    """Check names, types and ranges, and build ``SamplingParams``.
+
+    Args:
+        values, more: parameter name to value; a value of ``None`` counts as not given.
+
+    Raises:
+        InvalidParameter: one error that names everything that is wrong.
+    """
+    merged = {**(values or {}), **more}
+    checked: dict[str, Any] = {}
+    problems: list[str] = []
+    for name, value in merged.items():
+        canonical = ALIASES.get(name, name)
+        spec = PARAMS.get(canonical)
+        if spec is None:
+            problems.append(unknown_name("sampling parameter", name, [*PARAMS, *ALIASES]))
+            continue
+        if value is None:
+            continue
+        try:
+            checked[canonical] = _checked(canonical, spec, value)
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise InvalidParameter(" ".join(problems), parameters=[str(name) for name in merged])
+    return SamplingParams(**checked)
+
+
+def unknown_name(what: str, name: str, known: list[str]) -> str:
+    """A sentence about a name that does not exist, with the nearest one that does."""
+    nearest = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(sorted(known))}."
+    return f"Unknown {what} {name!r}; {hint}"
+
+
+def _checked(name: str, spec: ParamSpec, value: Any) -> Any:
+    if spec.kind == "strings":
+        values = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else None
+        if values is None or not all(isinstance(v, str) and v for v in values):
+            raise ValueError(f"{name} must be a non-empty string or a list of them, not {value!r}.")
+        return values
+    if spec.kind == "ints":
+        items = (value,) if isinstance(value, int) else tuple(value) if isinstance(value, list | tuple) else None
+        if items is None:
+            raise ValueError(f"{name} must be an integer or a list of them, not {value!r}.")
+        return tuple(_checked_number(name, "int", spec, v) for v in items)
+    if spec.kind == "bool":
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be true or false, not {value!r}.")
+        return value
+    return _checked_number(name, spec.kind, spec, value)
+
+
+def _checked_number(name: str, kind: Kind, spec: ParamSpec, value: Any) -> int | float:
+    allowed = (int,) if kind == "int" else (int, float)
+    if isinstance(value, bool) or not isinstance(value, allowed):
+        raise ValueError(f"{name} must be {'an integer' if kind == 'int' else 'a number'}, not {value!r}.")
+    below = spec.low is not None and (value <= spec.low if spec.low_open else value < spec.low)
+    above = spec.high is not None and value > spec.high
+    if below or above or value != value:
+        raise ValueError(f"{name} must be {_range(spec)}, not {value!r}.")
+    return int(value) if kind == "int" else float(value)
+
+
+def _range(spec: ParamSpec) -> str:
+    low = None if spec.low is None else f"{'above' if spec.low_open else 'at least'} {spec.low:g}"
+    high = None if spec.high is None else f"at most {spec.high:g}"
+    return " and ".join(part for part in (low, high) if part)
+
+
+def resolve(*layers: SamplingParams) -> SamplingParams:
+    """Fill what the first layer leaves open from the next ones, then from the built-in defaults.
+
+    A given temperature above 0 means sampling, even if a checkpoint's ``generation_config`` says greedy; without
+    any word on either, decoding is greedy. A seed that nobody gave is drawn here, so that it can be reported.
+
+    Args:
+        layers: from the most specific (the request) to the least (the checkpoint).
+
+    Returns:
+        Parameters without gaps, but for ``logprobs``.
+    """
+    first = layers[0]
+    values = {name: _first_given(name, layers) for name in PARAMS}
+    if first.temperature is not None and first.do_sample is None:
+        values["do_sample"] = first.temperature > 0
+    if values["do_sample"] is None:
+        values["do_sample"] = values["temperature"] is not None and values["temperature"] > 0
+    if values["seed"] is None:
+        values["seed"] = secrets.randbelow(2**32)
+    for name, spec in PARAMS.items():
+        if values[name] is None:
+            values[name] = spec.default
+    return SamplingParams(**values)
+
+
+def _first_given(name: str, layers: tuple[SamplingParams, ...]) -> Any:
+    return next((value for layer in layers if (value := getattr(layer, name)) is not None), None)
+
+
+def merge(first: SamplingParams, second: SamplingParams) -> SamplingParams:
+    """``first`` where it says something, ``second`` elsewhere; nothing is defaulted or drawn."""
+    return replace(second, **{name: value for name in PARAMS if (value := getattr(first, name)) is not None})

@@ -1,0 +1,154 @@
+"""The one interface between an engine and everything above it. Free of torch.
+
+An engine turns prompt token ids into generated token ids, many requests at a time. It is driven by one thread, which
+alone calls its methods: ``add`` what has come, ``step``, hand on what ``step`` returned, ``abort`` what is no longer
+wanted. Text (detokenizing, stop strings) is made above it, in ``engine/loop.py``, the same for all engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from samplerpool.config.sampling import PARAMS, SamplingParams
+from samplerpool.errors import SamplerPoolError, UnsupportedParameter
+from samplerpool.types import FinishReason, Message
+
+INTERACTIVE = 0
+BATCH = 1
+
+RequestId = tuple[int, int]
+"""(client number, the client's own request number): unique in a worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One request as an engine takes it.
+
+    Args:
+        request_id: unique among the live requests.
+        prompt_ids: token ids of the rendered prompt, at least one.
+        params: resolved parameters (no gaps).
+        priority: ``INTERACTIVE`` or ``BATCH``.
+        generated_ids: tokens generated already (a continuation); they count towards ``max_new_tokens`` and the
+            position of the noise, and are not returned again.
+    """
+
+    request_id: RequestId
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    priority: int = INTERACTIVE
+    generated_ids: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class StepOutput:
+    """What one step gave one request.
+
+    Args:
+        token_ids: new tokens, in order; may be empty. Ends with the end-of-sequence token where that ended it.
+        finish_reason: set on the last output of a request, never followed by another.
+        error: with ``finish_reason="error"``, why.
+    """
+
+    request_id: RequestId
+    token_ids: Sequence[int]
+    finish_reason: FinishReason | None = None
+    error: SamplerPoolError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A snapshot, cheap to take.
+
+    Args:
+        running, queued: requests that have, or wait for, a place in the batch.
+        details: further figures of this engine (cache use, hits), by name.
+    """
+
+    running: int
+    queued: int
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """What every engine does; ``tests/engine_contract.py`` says the same in tests."""
+
+    name: str
+    max_model_len: int
+    """Longest prompt plus completion, in tokens."""
+    supported: frozenset[str]
+    """Names of the sampling parameters that it honours."""
+
+    def check(self, request: EngineRequest) -> None:
+        """Refuse what can never be done. Called from another thread than ``step``; must not change state.
+
+        Raises:
+            PromptTooLong, UnsupportedParameter
+        """
+
+    def add(self, request: EngineRequest) -> None:
+        """Take a checked request; it waits inside until there is room."""
+
+    def step(self) -> list[StepOutput]:
+        """Work until at least one request has gained a token, has ended, or a short time has passed.
+
+        Called only while ``has_work()``. An exception means that the engine is broken: all its requests have failed.
+        """
+
+    def abort(self, request_id: RequestId) -> None:
+        """Drop a request at once. Nothing more is returned for it. Unknown ids are ignored."""
+
+    def has_work(self) -> bool:
+        """Whether any request is running or queued."""
+
+    def stats(self) -> EngineStats:
+        """Called from any thread."""
+
+    def close(self) -> None:
+        """Free everything. Idempotent."""
+
+
+class Codec(Protocol):
+    """Token ids to text and back: what a tokenizer means to the loop above an engine."""
+
+    eos_token_ids: frozenset[int]
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """The text of these tokens; incomplete UTF-8 at the end becomes U+FFFD."""
+
+
+class PromptRenderer(Protocol):
+    """Messages to token ids and text back to a message, as ``BaseSampler`` needs it (see ``rendering.Renderer``)."""
+
+    codec: Codec
+
+    def prompt_ids(
+        self, messages: Sequence[Message], tools: str | None, options: Mapping[str, Any]
+    ) -> tuple[int, ...]:
+        """Token ids of the rendered prompt with the generation prompt at its end.
+
+        Raises:
+            RenderError
+        """
+
+    def parse_message(self, text: str) -> Message:
+        """The assistant's turn in the v1 form. Never loses text."""
+
+
+def check_supported(engine: Engine, params: SamplingParams) -> None:
+    """Refuse parameters that this engine does not honour, unless their value changes nothing.
+
+    Raises:
+        UnsupportedParameter: with the first such parameter.
+    """
+    for name, spec in PARAMS.items():
+        value = getattr(params, name)
+        if name in engine.supported or value in (None, spec.neutral, spec.default):
+            continue
+        raise UnsupportedParameter(
+            f"The {engine.name} engine cannot honour {name}={value!r}; leave it out or use another engine.",
+            parameter=name,
+            engine=engine.name,
+        )

@@ -1,0 +1,180 @@
+"""Every error that this package raises on purpose.
+
+By whose fault it is::
+
+    SamplerPoolError
+    ├── UsageError                 the caller asked for something that cannot be (CLI exit code 2)
+    │   ├── InvalidParameter       a sampling parameter or option with a value out of range
+    │   ├── PoolNotFound           no such pool, or none or several running where just one was meant
+    │   ├── PoolNameTaken          another supervisor holds the name
+    │   ├── ModelNotFound          the model's path or hub id leads nowhere, or may not be read
+    │   └── DataFileError          an input file that cannot be read at all
+    ├── ProtocolError              a malformed frame, or one that breaks the protocol's order
+    ├── TransportError             the peer cannot be reached, refused, or forgot a request
+    ├── RequestError               this one request failed; the worker lives
+    │   ├── PromptTooLong          prompt (and the tokens asked for) exceed what the worker can hold
+    │   ├── UnsupportedParameter   the engine cannot honour a parameter
+    │   ├── RenderError            the messages cannot be turned into a prompt
+    │   ├── Aborted                the client, or the worker's end, cancelled it
+    │   ├── EngineError            the engine raised while working on it
+    │   └── Retryable              not at fault: send it again, elsewhere
+    │       ├── WorkerDraining     the worker finishes what it has and takes nothing new
+    │       ├── WrongIncarnation   meant for an earlier process on this socket
+    │       ├── QueueFull          more requests than the worker's limits allow
+    │       └── LeaseExpired       the client was silent for too long
+    ├── WorkerError                the worker is gone
+    │   ├── StartFailed            it never became ready
+    │   ├── WorkerDied             it died while it had work
+    │   └── RestartLimitReached    it died too often
+    └── BatchError                 a batch run cannot go on
+        ├── OutputExists           the output file is there already
+        └── FingerprintMismatch    resuming with something changed
+
+Each error carries its data as keyword arguments and survives the wire: ``to_wire`` and ``from_wire`` are inverse.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class SamplerPoolError(Exception):
+    """Base of all errors of this package.
+
+    Args:
+        message: a full sentence: what was wrong, with which value, and what to do.
+        **data: values behind the sentence (msgpack-able), kept in ``self.data``.
+    """
+
+    by_name: ClassVar[dict[str, type[SamplerPoolError]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        SamplerPoolError.by_name[cls.__name__] = cls
+
+    def __init__(self, message: str, **data: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.data = data
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self).__name__, self.message, self.data)
+
+    def to_wire(self) -> tuple[str, str, dict[str, Any]]:
+        """Class name, message and data, as they travel in a ``Failed`` frame."""
+        return type(self).__name__, self.message, self.data
+
+    @staticmethod
+    def from_wire(name: str, message: str, data: dict[str, Any]) -> SamplerPoolError:
+        """The error that ``to_wire`` described; an unknown name (a newer peer) becomes a ``RequestError``."""
+        cls = SamplerPoolError.by_name.get(name)
+        if cls is None:
+            return RequestError(f"{name}: {message}", **data)
+        return cls(message, **data)
+
+
+def _rebuild(name: str, message: str, data: dict[str, Any]) -> SamplerPoolError:
+    return SamplerPoolError.from_wire(name, message, data)
+
+
+class UsageError(SamplerPoolError):
+    """The caller asked for something that cannot be."""
+
+
+class InvalidParameter(UsageError):
+    """A parameter with a value out of range or of the wrong type."""
+
+
+class PoolNotFound(UsageError):
+    """No such pool, or not exactly one where one was meant."""
+
+
+class PoolNameTaken(UsageError):
+    """Another supervisor holds this pool's name."""
+
+
+class ModelNotFound(UsageError):
+    """The model's path or hub id leads nowhere, or may not be read."""
+
+
+class DataFileError(UsageError):
+    """An input file that cannot be read at all."""
+
+
+class ProtocolError(SamplerPoolError):
+    """A malformed frame, or one that breaks the protocol's order."""
+
+
+class TransportError(SamplerPoolError):
+    """The peer cannot be reached, refused the connection, or forgot a request."""
+
+
+class RequestError(SamplerPoolError):
+    """One request failed; the worker lives."""
+
+
+class PromptTooLong(RequestError):
+    """Prompt and requested tokens exceed what the worker can hold (``prompt_tokens``, ``limit``)."""
+
+
+class UnsupportedParameter(RequestError):
+    """The engine cannot honour a parameter (``parameter``, ``engine``)."""
+
+
+class RenderError(RequestError):
+    """The messages cannot be turned into a prompt."""
+
+
+class Aborted(RequestError):
+    """The request was cancelled."""
+
+
+class EngineError(RequestError):
+    """The engine raised while it worked on the request."""
+
+
+class Retryable(RequestError):
+    """Nothing is wrong with the request: it may be sent again, to this worker or another."""
+
+
+class WorkerDraining(Retryable):
+    """The worker finishes what it has and takes nothing new."""
+
+
+class WrongIncarnation(Retryable):
+    """The request was meant for an earlier process on this socket."""
+
+
+class QueueFull(Retryable):
+    """The worker holds as many requests as its limits allow (``limit``)."""
+
+
+class LeaseExpired(Retryable):
+    """The client was silent for longer than its lease."""
+
+
+class WorkerError(SamplerPoolError):
+    """The worker is gone."""
+
+
+class StartFailed(WorkerError):
+    """A worker or a supervisor never became ready (``log_tail``)."""
+
+
+class WorkerDied(WorkerError):
+    """The worker died while it had work (``worker``, ``text`` received so far)."""
+
+
+class RestartLimitReached(WorkerError):
+    """A worker died too often in a short time."""
+
+
+class BatchError(SamplerPoolError):
+    """A batch run cannot go on."""
+
+
+class OutputExists(BatchError):
+    """The output file is there already."""
+
+
+class FingerprintMismatch(BatchError):
+    """A run cannot be resumed because something has changed."""

@@ -1,0 +1,341 @@
+"""Messages to bytes and back: the one place where bytes from outside are trusted with anything.
+
+An envelope is the msgpack array ``[version, [entry, ...]]``; an entry is ``[kind, field, ...]``. ``PROTOCOL.md``
+describes each. No ext types, no timestamps, no pickle; sizes, depth and field types are checked before any use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import msgpack
+
+from samplerpool.errors import ProtocolError
+from samplerpool.types import CONTENT_TYPES, ROLES
+from samplerpool.wire.messages import (
+    Abort,
+    Accepted,
+    ChatPrompt,
+    Describe,
+    Description,
+    Failed,
+    Finished,
+    Generate,
+    Malformed,
+    Ping,
+    Pong,
+    Reply,
+    Request,
+    Stop,
+    TokenPrompt,
+    Tokens,
+    WireMessage,
+)
+
+PROTOCOL_VERSION = 1
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+MAX_ENTRIES = 65536
+MAX_DEPTH = 32
+MAX_TOKEN_ID = 2**31 - 1
+MAX_REQUEST_ID = 2**53
+
+_GENERATE, _ABORT, _PING, _DESCRIBE, _STOP = 1, 2, 3, 4, 5
+_ACCEPTED, _TOKENS, _FINISHED, _FAILED, _PONG, _DESCRIPTION = 64, 65, 66, 67, 68, 69
+_CHAT, _TOKEN_IDS = 0, 1
+
+
+def encode(messages: Iterable[WireMessage]) -> bytes:
+    """Pack messages into one envelope.
+
+    Raises:
+        ProtocolError: a value that msgpack cannot hold, or more than ``MAX_MESSAGE_BYTES``.
+    """
+    try:
+        data: bytes = msgpack.packb((PROTOCOL_VERSION, [_ENCODERS[type(m)](m) for m in messages]))
+    except UnicodeEncodeError as error:
+        raise ProtocolError(f"The text cannot be sent as UTF-8 (a lone surrogate?): {error}.") from error
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ProtocolError(f"The message cannot be packed: {error}.") from error
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise ProtocolError(
+            f"The message has {len(data):,} bytes; the limit is {MAX_MESSAGE_BYTES:,}. Send less at a time.",
+            bytes=len(data),
+        )
+    return data
+
+
+def decode_requests(data: bytes) -> list[Request | Malformed]:
+    """What a worker or supervisor received. An envelope that cannot be read is one ``Malformed`` with id 0."""
+    return _decode(data, _REQUEST_DECODERS)
+
+
+def decode_replies(data: bytes) -> list[Reply | Malformed]:
+    """What a client received."""
+    return _decode(data, _REPLY_DECODERS)
+
+
+def _decode(data: bytes, decoders: Mapping[int, Callable[[list[Any]], Any]]) -> list[Any]:
+    try:
+        entries = _entries(data)
+    except ProtocolError as error:
+        return [Malformed(0, error.message)]
+    return [_decode_entry(entry, decoders) for entry in entries]
+
+
+def _entries(data: bytes) -> list[Any]:
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise ProtocolError(f"The message has {len(data):,} bytes; the limit is {MAX_MESSAGE_BYTES:,}.")
+    try:
+        envelope = msgpack.unpackb(data, raw=False, strict_map_key=True, use_list=True, ext_hook=_refuse_ext)
+    except ProtocolError:
+        raise
+    except (ValueError, RecursionError) as error:  # msgpack's own errors and bad UTF-8 are ValueErrors
+        raise ProtocolError(f"Not a msgpack message: {type(error).__name__} {error}".rstrip() + ".") from error
+    if not isinstance(envelope, list) or len(envelope) != 2 or not isinstance(envelope[1], list):
+        raise ProtocolError("An envelope must be [version, [entry, ...]].")
+    version, entries = envelope
+    if version != PROTOCOL_VERSION or isinstance(version, bool):
+        raise ProtocolError(f"Protocol version {version!r} is not {PROTOCOL_VERSION}; use the same release on both sides.")
+    if len(entries) > MAX_ENTRIES:
+        raise ProtocolError(f"{len(entries)} entries in one message; the limit is {MAX_ENTRIES}.")
+    return entries
+
+
+def _refuse_ext(code: int, data: bytes) -> Any:
+    raise ProtocolError(f"msgpack extension type {code} is not part of the protocol.")
+
+
+def _decode_entry(entry: Any, decoders: Mapping[int, Callable[[list[Any]], Any]]) -> Any:
+    request_id = 0
+    try:
+        _require(isinstance(entry, list) and len(entry) >= 2, "an entry must be [kind, id, ...]")
+        kind, candidate = entry[0], entry[1]
+        if type(candidate) is int and 0 < candidate <= MAX_REQUEST_ID:
+            request_id = candidate
+        decoder = decoders.get(kind) if type(kind) is int else None
+        if decoder is None:
+            raise ProtocolError(f"unknown message kind {kind!r}")
+        return decoder(entry)
+    except ProtocolError as error:
+        return Malformed(request_id, f"Malformed message: {error.message}.")
+
+
+# ---- checks -----------------------------------------------------------------------------------------------------
+
+
+def _require(condition: bool, what: str) -> None:
+    if not condition:
+        raise ProtocolError(what)
+
+
+def _fields(entry: list[Any], count: int) -> list[Any]:
+    _require(len(entry) == count + 1, f"kind {entry[0]} takes {count} fields, not {len(entry) - 1}")
+    return entry[1:]
+
+
+def _id(value: Any) -> int:
+    if type(value) is not int or not 0 < value <= MAX_REQUEST_ID:
+        raise ProtocolError(f"an id must be an integer from 1 to {MAX_REQUEST_ID}, not {_short(value)}")
+    return value
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= MAX_REQUEST_ID:
+        raise ProtocolError(f"a count must be a non-negative integer, not {_short(value)}")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ProtocolError(f"text expected, not {_short(value)}")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ProtocolError(f"true or false expected, not {_short(value)}")
+    return value
+
+
+def _token_ids(value: Any) -> list[int]:
+    _require(isinstance(value, list), "token ids must be an array")
+    for token_id in value:
+        if type(token_id) is not int or not 0 <= token_id <= MAX_TOKEN_ID:
+            raise ProtocolError(f"a token id must be an integer from 0 to {MAX_TOKEN_ID}, not {_short(token_id)}")
+    return value  # type: ignore[no-any-return]
+
+
+def _ids(value: Any) -> list[int]:
+    _require(isinstance(value, list), "ids must be an array")
+    return [_id(v) for v in value]
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    _require(isinstance(value, dict), "a map expected")
+    _check_plain(value, MAX_DEPTH)
+    return value  # type: ignore[no-any-return]
+
+
+def _check_plain(value: Any, depth: int) -> None:
+    _require(depth > 0, f"nested deeper than {MAX_DEPTH} levels")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _require(isinstance(key, str), "map keys must be text")
+            _check_plain(item, depth - 1)
+    elif isinstance(value, list):
+        for item in value:
+            _check_plain(item, depth - 1)
+
+
+def _chat_message(value: Any) -> Any:
+    _require(isinstance(value, dict) and set(value) <= {"role", "content", "loss_weight"}, "not a v1 message")
+    _require(value.get("role") in ROLES, f"unknown role {_short(value.get('role'))}")
+    blocks = value.get("content")
+    _require(isinstance(blocks, list), "a message's content must be an array of blocks")
+    for block in blocks:
+        _require(isinstance(block, dict) and set(block) == {"type", "value"}, "a block must have type and value alone")
+        _require(block["type"] in CONTENT_TYPES, f"unknown block type {_short(block['type'])}")
+        _text(block["value"])
+    weight = value.get("loss_weight")
+    _require(weight is None or type(weight) in (int, float), "loss_weight must be a number")
+    return value
+
+
+def _chat_messages(value: Any) -> list[Any]:
+    _require(isinstance(value, list), "messages must be an array")
+    return [_chat_message(m) for m in value]
+
+
+def _optional_text(value: Any) -> str | None:
+    return None if value is None else _text(value)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# ---- one encoder and one decoder a kind ---------------------------------------------------------------------------
+
+
+def _encode_prompt(prompt: ChatPrompt | TokenPrompt) -> Sequence[Any]:
+    if isinstance(prompt, ChatPrompt):
+        return (_CHAT, prompt.messages, prompt.tools, prompt.options)
+    return (_TOKEN_IDS, prompt.prompt_ids, prompt.generated_ids, prompt.delivered_chars)
+
+
+def _decode_prompt(value: Any) -> ChatPrompt | TokenPrompt:
+    _require(isinstance(value, list) and len(value) == 4, "a prompt must be an array of four")
+    kind, first, second, third = value
+    if kind == _CHAT:
+        return ChatPrompt(_chat_messages(first), _optional_text(second), _plain(third))
+    _require(kind == _TOKEN_IDS, f"unknown prompt kind {_short(kind)}")
+    return TokenPrompt(_token_ids(first), _token_ids(second), _count(third))
+
+
+def _decode_generate(entry: list[Any]) -> Generate:
+    request_id, incarnation, prompt, params, priority, stream, parse = _fields(entry, 7)
+    if priority not in (0, 1) or isinstance(priority, bool):
+        raise ProtocolError(f"priority must be 0 or 1, not {_short(priority)}")
+    return Generate(
+        _id(request_id),
+        _text(incarnation),
+        _decode_prompt(prompt),
+        _plain(params),
+        priority,
+        _flag(stream),
+        _flag(parse),
+    )
+
+
+def _decode_stop(entry: list[Any]) -> Stop:
+    request_id, timeout_s = _fields(entry, 2)
+    _require(type(timeout_s) in (int, float) and 0 <= timeout_s < 1e9, "timeout_s must be a non-negative number")
+    return Stop(_id(request_id), float(timeout_s))
+
+
+def _decode_accepted(entry: list[Any]) -> Accepted:
+    request_id, prompt_ids, seed = _fields(entry, 3)
+    return Accepted(_id(request_id), _token_ids(prompt_ids), _count(seed))
+
+
+def _decode_tokens(entry: list[Any]) -> Tokens:
+    if len(entry) != 5:
+        _fields(entry, 4)
+    _, request_id, index, token_ids, text = entry
+    return Tokens(_id(request_id), _count(index), _token_ids(token_ids), _text(text))
+
+
+def _decode_finished(entry: list[Any]) -> Finished:
+    request_id, reason, prompt_tokens, completion_tokens, message = _fields(entry, 5)
+    return Finished(
+        _id(request_id),
+        _text(reason),
+        _count(prompt_tokens),
+        _count(completion_tokens),
+        None if message is None else _chat_message(message),
+    )
+
+
+def _decode_failed(entry: list[Any]) -> Failed:
+    request_id, error, message, data = _fields(entry, 4)
+    return Failed(_count(request_id), _text(error), _text(message), _plain(data))
+
+
+def _decode_pong(entry: list[Any]) -> Pong:
+    ping_id, incarnation, steps, live = _fields(entry, 4)
+    return Pong(_id(ping_id), _text(incarnation), _count(steps), _ids(live))
+
+
+def _decode_description(entry: list[Any]) -> Description:
+    request_id, info = _fields(entry, 2)
+    return Description(_id(request_id), _plain(info))
+
+
+_ENCODERS: dict[type, Callable[[Any], Sequence[Any]]] = {
+    Generate: lambda m: (
+        _GENERATE,
+        m.request_id,
+        m.incarnation,
+        _encode_prompt(m.prompt),
+        m.params,
+        m.priority,
+        m.stream,
+        m.parse,
+    ),
+    Abort: lambda m: (_ABORT, m.request_id),
+    Ping: lambda m: (_PING, m.ping_id),
+    Describe: lambda m: (_DESCRIBE, m.request_id),
+    Stop: lambda m: (_STOP, m.request_id, m.timeout_s),
+    Accepted: lambda m: (_ACCEPTED, m.request_id, m.prompt_ids, m.seed),
+    Tokens: lambda m: (_TOKENS, m.request_id, m.index, m.token_ids, m.text),
+    Finished: lambda m: (
+        _FINISHED,
+        m.request_id,
+        m.finish_reason,
+        m.prompt_tokens,
+        m.completion_tokens,
+        m.message,
+    ),
+    Failed: lambda m: (_FAILED, m.request_id, m.error, m.message, m.data),
+    Pong: lambda m: (_PONG, m.ping_id, m.incarnation, m.steps, m.live),
+    Description: lambda m: (_DESCRIPTION, m.request_id, m.info),
+}
+
+_REQUEST_DECODERS: dict[int, Callable[[list[Any]], Request]] = {
+    _GENERATE: _decode_generate,
+    _ABORT: lambda entry: Abort(_id(_fields(entry, 1)[0])),
+    _PING: lambda entry: Ping(_id(_fields(entry, 1)[0])),
+    _DESCRIBE: lambda entry: Describe(_id(_fields(entry, 1)[0])),
+    _STOP: _decode_stop,
+}
+
+_REPLY_DECODERS: dict[int, Callable[[list[Any]], Reply]] = {
+    _ACCEPTED: _decode_accepted,
+    _TOKENS: _decode_tokens,
+    _FINISHED: _decode_finished,
+    _FAILED: _decode_failed,
+    _PONG: _decode_pong,
+    _DESCRIPTION: _decode_description,
+}

@@ -1,0 +1,178 @@
+"""What travels between client, worker and supervisor. Requests are imperative, replies are nouns or participles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from samplerpool.types import Message as ChatMessage
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """Messages in the v1 form, to be rendered by the worker.
+
+    Args:
+        tools: JSON text, or None.
+        options: keyword arguments through to the chat template (``enable_thinking``, ...).
+    """
+
+    messages: Sequence[ChatMessage]
+    tools: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrompt:
+    """A prompt that was rendered before: a continuation, or the caller's own token ids.
+
+    Args:
+        prompt_ids: as ``Accepted`` reported them.
+        generated_ids: tokens received already; they are final and are not sent again.
+        delivered_chars: how many characters of their text were delivered.
+    """
+
+    prompt_ids: Sequence[int]
+    generated_ids: Sequence[int] = ()
+    delivered_chars: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    """Answer a prompt. ``request_id`` is the client's own number, above 0, used once per connection.
+
+    Args:
+        incarnation: of the worker process that is meant.
+        params: sampling parameters that the caller gave, by name.
+        priority: 0 interactive, 1 batch.
+        stream: send ``Tokens`` as they come, or all in one frame at the end.
+        parse: send the answer's parsed message with ``Finished``.
+    """
+
+    request_id: int
+    incarnation: str
+    prompt: ChatPrompt | TokenPrompt
+    params: Mapping[str, Any]
+    priority: int = 0
+    stream: bool = True
+    parse: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """Stop a request. Idempotent; the request ends with ``Failed(Aborted)`` unless it has ended already."""
+
+    request_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Ask for a ``Pong``; renews the sender's lease."""
+
+    ping_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Describe:
+    """Ask a worker, or a supervisor, for its ``Description``."""
+
+    request_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Tell a supervisor to drain for up to ``timeout_s`` seconds and end; answered by a ``Description``."""
+
+    request_id: int
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The request is valid and queued; ``prompt_ids`` and ``seed`` are all it takes to produce it again."""
+
+    request_id: int
+    prompt_ids: Sequence[int]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """New tokens. ``index`` is the position of the first one among all generated; frames have no gaps.
+
+    ``text`` is what they add: whole characters, never part of a stop string, so it may lag behind the tokens.
+    """
+
+    request_id: int
+    index: int
+    token_ids: Sequence[int]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Terminal: the request ended well.
+
+    Args:
+        finish_reason: ``stop`` or ``length``.
+        message: the parsed assistant turn, where ``parse`` asked for it.
+    """
+
+    request_id: int
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    message: ChatMessage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Terminal: the request ended with an error (``SamplerPoolError.to_wire``). ``request_id`` 0: a frame that
+    could not be attributed to a request."""
+
+    request_id: int
+    error: str
+    message: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """Answer to ``Ping``.
+
+    Args:
+        incarnation: of the answering process.
+        steps: engine steps since its start, which moves while there is progress.
+        live: the sender's requests that have not ended.
+    """
+
+    ping_id: int
+    incarnation: str
+    steps: int
+    live: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """Answer to ``Describe``: facts and figures by name."""
+
+    request_id: int
+    info: Mapping[str, Any]
+
+
+Request = Generate | Abort | Ping | Describe | Stop
+Reply = Accepted | Tokens | Finished | Failed | Pong | Description
+WireMessage = Request | Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """Never sent: what the codec makes of an entry that it cannot take.
+
+    Args:
+        request_id: the entry's, or 0 where none can be told.
+    """
+
+    request_id: int
+    reason: str
