@@ -12,6 +12,11 @@ DTYPES: tuple[str, ...] = ("auto", "float32", "bfloat16", "float16")
 SAMPLE_BACKENDS: tuple[str, ...] = ("hf", "paged", "scripted")
 
 
+def _setting(default: Any, *, choices: tuple[str, ...] = (), low: float | None = None) -> Any:
+    """A field with what ``config.parser`` accepts for it: these words, and numbers from ``low``."""
+    return field(default=default, metadata={"choices": choices, "low": low})
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelArguments:
     """Which model, and how it is loaded.
@@ -22,7 +27,7 @@ class ModelArguments:
         template: name of a rendering plugin; ``None`` lets the model's own chat template decide.
         custom_chat_template: Jinja text, or a path to it, that takes precedence over the model's own template.
         trust_remote_code: run code that comes with the checkpoint.
-        flash_attn: attention implementation (``eager``, ``sdpa``, ``flash_attention_2``); ``None`` lets the engine decide.
+        flash_attn: attention implementation (``eager``, ``sdpa``, ``flash_attention_2``); ``None``: the engine decides.
         dtype: ``auto`` means bfloat16 where the device is fast in it (CUDA), float32 on CPU.
     """
 
@@ -31,15 +36,21 @@ class ModelArguments:
     custom_chat_template: str | None = None
     trust_remote_code: bool = False
     flash_attn: str | None = None
-    dtype: str = "auto"
+    dtype: str = _setting("auto", choices=DTYPES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataArguments:
-    """Data sets to answer: paths of JSONL files."""
+    """Data sets to answer.
+
+    Args:
+        train_dataset, eval_dataset: paths of JSONL files; both are answered if both are given, training data first.
+        output: path of a new JSONL file for the answered rows; ``None`` means standard output.
+    """
 
     train_dataset: str | None = None
     eval_dataset: str | None = None
+    output: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +61,7 @@ class SampleArguments(SamplingParams):
         sample_backend: ``hf`` means our engines over the Hugging Face model, chosen by device; or an engine's name.
     """
 
-    sample_backend: str = "hf"
+    sample_backend: str = _setting("hf", choices=SAMPLE_BACKENDS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +79,13 @@ class PoolArguments:
     """
 
     pool: str | None = None
-    workers: int | str = "auto"
+    workers: int | str = _setting("auto", choices=("auto",), low=1)
     devices: str = "auto"
-    engine: str = "auto"
+    engine: str = _setting("auto", choices=ENGINES)
     engine_options: dict[str, Any] = field(default_factory=dict)
-    max_batch: int = 64
-    max_model_len: int | None = None
-    start_timeout_s: float = 600.0
+    max_batch: int = _setting(64, low=1)
+    max_model_len: int | None = _setting(None, low=1)
+    start_timeout_s: float = _setting(600.0, low=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,3 +131,17 @@ class WorkerConfig:
     status_fd: int = -1
     death_fd: int = -1
     supervisor_pid: int = 0
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> WorkerConfig:
+        """The inverse of ``dataclasses.asdict``, from JSON."""
+        sample = {name: tuple(v) if isinstance(v, list) else v for name, v in data["sample_args"].items()}
+        return cls(
+            **{
+                **data,
+                "model_args": ModelArguments(**data["model_args"]),
+                "sample_args": SampleArguments(**sample),
+                "engine": EngineConfig(**data["engine"]),
+                "cores": tuple(data["cores"]),
+            }
+        )

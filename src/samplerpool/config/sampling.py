@@ -19,6 +19,9 @@ Kind = Literal["int", "float", "bool", "strings", "ints"]
 MAX_SEED = 2**53 - 1
 """Seeds stay exact in JSON and in JavaScript readers of it."""
 
+MAX_INT32 = 2**31 - 1
+"""Lengths and token ids stay exact in the 32-bit tensors of the engines."""
+
 
 @dataclass(frozen=True)
 class ParamSpec:
@@ -58,10 +61,10 @@ def _param(
 class SamplingParams:
     """Parameters of one request. ``temperature`` 0 (or ``do_sample`` false) means greedy."""
 
-    max_new_tokens: int | None = _param("int", "Longest answer, in tokens.", 128, low=1)
+    max_new_tokens: int | None = _param("int", "Longest answer, in tokens.", 128, low=1, high=MAX_INT32)
     do_sample: bool | None = _param("bool", "Sample (true) or take the most probable token (false).")
     temperature: float | None = _param("float", "Divides the logits; 0 means greedy.", 1.0, low=0.0, high=100.0)
-    top_k: int | None = _param("int", "Keep the k most probable tokens; 0 keeps all.", 0, low=0)
+    top_k: int | None = _param("int", "Keep the k most probable tokens; 0 keeps all.", 0, low=0, high=MAX_INT32)
     top_p: float | None = _param(
         "float", "Keep the fewest tokens whose probabilities reach p.", 1.0, low=0.0, high=1.0, low_open=True
     )
@@ -69,10 +72,12 @@ class SamplingParams:
         "float", "Keep tokens of at least p times the largest probability.", 0.0, low=0.0, high=1.0
     )
     repetition_penalty: float | None = _param(
-        "float", "Above 1, tokens seen before become less likely.", 1.0, low=0.0, low_open=True, neutral=1.0
+        "float", "Above 1, tokens seen before become less likely.", 1.0, low=0.0, high=100.0, low_open=True, neutral=1.0
     )
     stop: tuple[str, ...] | None = _param("strings", "End the answer before any of these strings.", ())
-    stop_token_ids: tuple[int, ...] | None = _param("ints", "End the answer at any of these token ids.", (), low=0)
+    stop_token_ids: tuple[int, ...] | None = _param(
+        "ints", "End the answer at any of these token ids.", (), low=0, high=MAX_INT32
+    )
     ignore_eos: bool | None = _param("bool", "Go on after the end-of-sequence token.", False)
     skip_special_tokens: bool | None = _param("bool", "Leave special tokens out of the text.", True)
     seed: int | None = _param("int", "Seed of the draw; drawn and reported when not given.", low=0, high=MAX_SEED)
@@ -121,6 +126,9 @@ def sampling_params(values: Mapping[str, Any] | None = None, /, **more: Any) -> 
             continue
         if value is None:
             continue
+        if canonical in checked:
+            problems.append(f"{canonical} is given twice, once as its alias; leave one out.")
+            continue
         try:
             checked[canonical] = _checked(canonical, spec, value)
         except ValueError as error:
@@ -167,16 +175,21 @@ def _checked_number(name: str, kind: Kind, spec: ParamSpec, value: Any) -> int |
 
 
 def _range(spec: ParamSpec) -> str:
-    low = None if spec.low is None else f"{'above' if spec.low_open else 'at least'} {spec.low:g}"
-    high = None if spec.high is None else f"at most {spec.high:g}"
+    low = None if spec.low is None else f"{'above' if spec.low_open else 'at least'} {_figure(spec.low)}"
+    high = None if spec.high is None else f"at most {_figure(spec.high)}"
     return " and ".join(part for part in (low, high) if part)
+
+
+def _figure(bound: float) -> str:
+    return str(int(bound)) if bound == int(bound) else str(bound)
 
 
 def resolve(*layers: SamplingParams) -> SamplingParams:
     """Fill what the first layer leaves open from the next ones, then from the built-in defaults.
 
-    A given temperature above 0 means sampling, even if a checkpoint's ``generation_config`` says greedy; without
-    any word on either, decoding is greedy. A seed that nobody gave is drawn here, so that it can be reported.
+    The first layer with a word on ``do_sample`` or ``temperature`` decides on sampling: a given temperature above 0
+    means sampling, even if a checkpoint's ``generation_config`` says greedy. Without any word on either, decoding is
+    greedy. A seed that nobody gave is drawn here, so that it can be reported.
 
     Args:
         layers: from the most specific (the request) to the least (the checkpoint).
@@ -184,18 +197,23 @@ def resolve(*layers: SamplingParams) -> SamplingParams:
     Returns:
         Parameters without gaps, but for ``logprobs``.
     """
-    first = layers[0]
     values = {name: _first_given(name, layers) for name in PARAMS}
-    if first.temperature is not None and first.do_sample is None:
-        values["do_sample"] = first.temperature > 0
-    if values["do_sample"] is None:
-        values["do_sample"] = values["temperature"] is not None and values["temperature"] > 0
+    values["do_sample"] = _samples(layers)
     if values["seed"] is None:
         values["seed"] = secrets.randbelow(2**32)
     for name, spec in PARAMS.items():
         if values[name] is None:
             values[name] = spec.default
     return SamplingParams(**values)
+
+
+def _samples(layers: tuple[SamplingParams, ...]) -> bool:
+    for layer in layers:
+        if layer.do_sample is not None:
+            return layer.do_sample
+        if layer.temperature is not None:
+            return layer.temperature > 0
+    return False
 
 
 def _first_given(name: str, layers: tuple[SamplingParams, ...]) -> Any:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from samplerpool.config.sampling import PARAMS, SamplingParams
-from samplerpool.errors import SamplerPoolError, UnsupportedParameter
+from samplerpool.errors import PromptTooLong, SamplerPoolError, UnsupportedParameter
 from samplerpool.types import FinishReason, Message
 
 INTERACTIVE = 0
@@ -122,11 +122,11 @@ class Codec(Protocol):
 class PromptRenderer(Protocol):
     """Messages to token ids and text back to a message, as ``BaseSampler`` needs it (see ``rendering.Renderer``)."""
 
-    codec: Codec
+    @property
+    def codec(self) -> Codec:
+        """Decodes this model's tokens."""
 
-    def prompt_ids(
-        self, messages: Sequence[Message], tools: str | None, options: Mapping[str, Any]
-    ) -> tuple[int, ...]:
+    def prompt_ids(self, messages: Sequence[Message], tools: str | None, options: Mapping[str, Any]) -> tuple[int, ...]:
         """Token ids of the rendered prompt with the generation prompt at its end.
 
         Raises:
@@ -151,4 +151,22 @@ def check_supported(engine: Engine, params: SamplingParams) -> None:
             f"The {engine.name} engine cannot honour {name}={value!r}; leave it out or use another engine.",
             parameter=name,
             engine=engine.name,
+        )
+
+
+def check_length(engine: Engine, request: EngineRequest) -> None:
+    """Refuse a prompt that leaves no room for a single new token.
+
+    A request whose ``max_new_tokens`` does not fit as a whole is taken, and ends with ``length`` where the room ends.
+
+    Raises:
+        PromptTooLong: with ``prompt_tokens`` and ``limit``.
+    """
+    prompt_tokens = len(request.prompt_ids) + len(request.generated_ids)
+    if prompt_tokens >= engine.max_model_len:
+        raise PromptTooLong(
+            f"The prompt has {prompt_tokens:,} tokens; the worker holds {engine.max_model_len:,} tokens of prompt and "
+            "answer together. Shorten the prompt, or launch with a larger --max-model-len if the model allows it.",
+            prompt_tokens=prompt_tokens,
+            limit=engine.max_model_len,
         )

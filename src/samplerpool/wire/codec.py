@@ -96,7 +96,9 @@ def _entries(data: bytes) -> list[Any]:
         raise ProtocolError("An envelope must be [version, [entry, ...]].")
     version, entries = envelope
     if version != PROTOCOL_VERSION or isinstance(version, bool):
-        raise ProtocolError(f"Protocol version {version!r} is not {PROTOCOL_VERSION}; use the same release on both sides.")
+        raise ProtocolError(
+            f"Protocol version {version!r} is not {PROTOCOL_VERSION}; use the same release on both sides."
+        )
     if len(entries) > MAX_ENTRIES:
         raise ProtocolError(f"{len(entries)} entries in one message; the limit is {MAX_ENTRIES}.")
     return entries

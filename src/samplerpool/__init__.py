@@ -1,0 +1,51 @@
+"""samplerpool samples from Hugging Face causal language models with a pool of worker processes, one per GPU.
+
+``SyncSampler`` is the way in; ``samplerpool --help`` shows the command line. Importing this package loads no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BaseSampler",
+    "DataArguments",
+    "ModelArguments",
+    "PoolArguments",
+    "SampleArguments",
+    "SamplerPoolError",
+    "SyncSampler",
+    "run_chat",
+]
+
+_HOMES = {
+    "BaseSampler": "samplerpool.samplers.base_sampler",
+    "DataArguments": "samplerpool.config.arguments",
+    "ModelArguments": "samplerpool.config.arguments",
+    "PoolArguments": "samplerpool.config.arguments",
+    "SampleArguments": "samplerpool.config.arguments",
+    "SamplerPoolError": "samplerpool.errors",
+    "SyncSampler": "samplerpool.samplers.sync_sampler",
+    "run_chat": "samplerpool.samplers.cli_sampler",
+}
+
+if TYPE_CHECKING:
+    from samplerpool.config.arguments import DataArguments, ModelArguments, PoolArguments, SampleArguments
+    from samplerpool.errors import SamplerPoolError
+    from samplerpool.samplers.base_sampler import BaseSampler
+    from samplerpool.samplers.cli_sampler import run_chat
+    from samplerpool.samplers.sync_sampler import SyncSampler
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

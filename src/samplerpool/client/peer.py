@@ -1,0 +1,229 @@
+"""One worker as the I/O thread sees it: its socket, the calls on it, what waits to be sent."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import zmq
+
+from samplerpool.client.liveness import Liveness
+from samplerpool.client.response import Call
+from samplerpool.client.routing import WorkerView
+from samplerpool.errors import ProtocolError, SamplerPoolError, TransportError
+from samplerpool.wire.codec import MAX_MESSAGE_BYTES, decode_replies, encode
+from samplerpool.wire.messages import (
+    Abort,
+    Description,
+    Failed,
+    Generate,
+    Malformed,
+    Ping,
+    Pong,
+    Reply,
+    Request,
+)
+
+log = logging.getLogger(__name__)
+
+LINGER_MS = 500
+MAX_RECEIVED_AT_ONCE = 256
+
+
+class Peer:
+    """See the module's docstring. Only ``reserve`` and ``view`` may be called from other threads.
+
+    Args:
+        index: the worker's number in the pool.
+        endpoint, incarnation: where it is, and which start of it is meant.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], index: int, endpoint: str, incarnation: str) -> None:
+        self.index = index
+        self.incarnation = incarnation
+        self.up = True
+        self.down_reason = ""
+        self.backlog: deque[bytes] = deque()
+        self.descriptions: dict[int, concurrent.futures.Future[dict[str, Any]]] = {}
+        self._calls: dict[int, Call] = {}
+        self._last_id = 0
+        self._liveness = Liveness()
+        self._lock = threading.Lock()
+        self._outstanding = 0
+        self._outstanding_tokens = 0
+        self._fail_with: Callable[[Call], SamplerPoolError] | None = None
+        self.socket = context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, LINGER_MS)
+        self.socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+        self.socket.connect(endpoint)
+
+    # ---- from any thread ------------------------------------------------------------------------------------------
+
+    def reserve(self, calls: Sequence[Call]) -> None:
+        """Count calls that are on their way, so that the next choice of a worker knows of them."""
+        with self._lock:
+            self._outstanding += len(calls)
+            self._outstanding_tokens += sum(call.tokens_asked for call in calls)
+
+    def view(self) -> WorkerView:
+        """How the worker stands."""
+        with self._lock:
+            return WorkerView(self.index, self.up, self._outstanding, self._outstanding_tokens, self.down_reason)
+
+    # ---- sending --------------------------------------------------------------------------------------------------
+
+    def next_id(self) -> int:
+        """A number for a request; they rise."""
+        self._last_id += 1
+        return self._last_id
+
+    def send_calls(self, calls: Sequence[Call], now: float) -> None:
+        """Send calls in one message; one that cannot be packed fails alone."""
+        for call in calls:
+            call.worker, call.submitted_at, call.request_id = self.index, now, self.next_id()
+        if self._fail_with is not None:
+            for call in calls:
+                self._end(call, self._fail_with(call))
+            return
+        self._calls.update((call.request_id, call) for call in calls)
+        try:
+            data = encode(map(self._generate, calls))
+        except ProtocolError as error:
+            if len(calls) == 1:
+                self._end(calls[0], error)
+                return
+            for call in calls:
+                del self._calls[call.request_id]
+                self.send_calls((call,), now)
+        else:
+            self._send_bytes(data)
+
+    def _generate(self, call: Call) -> Generate:
+        return Generate(
+            call.request_id, self.incarnation, call.prompt, call.params, call.priority, call.stream, call.parse
+        )
+
+    def abort(self, calls: Sequence[Call]) -> None:
+        """Ask the worker to stop calls that have not ended."""
+        live = [call for call in calls if self._calls.get(call.request_id) is call]
+        if live and self.up:
+            self.send([Abort(call.request_id) for call in live])
+
+    def send(self, messages: Sequence[Request]) -> None:
+        """Send messages that always fit."""
+        if self.up:
+            self._send_bytes(encode(messages))
+        else:
+            self._fail_descriptions()
+
+    def _fail_descriptions(self) -> None:
+        for answer in self.descriptions.values():
+            answer.set_exception(TransportError(self.down_reason, worker=self.index))
+        self.descriptions.clear()
+
+    def _send_bytes(self, data: bytes) -> None:
+        self.backlog.append(data)
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what waits, as far as the socket takes it."""
+        while self.backlog and self.up:
+            try:
+                self.socket.send(self.backlog[0], zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            self.backlog.popleft()
+
+    # ---- receiving ------------------------------------------------------------------------------------------------
+
+    def receive(self) -> None:
+        """Take what has come, up to a bound so that other workers have their turn."""
+        for _ in range(MAX_RECEIVED_AT_ONCE):
+            try:
+                data = self.socket.recv(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            for reply in decode_replies(data):
+                self._reply(reply)
+            self._liveness.heard()
+
+    def _reply(self, reply: Reply | Malformed) -> None:
+        if isinstance(reply, Pong):
+            calls = [(request_id, call.submitted_at) for request_id, call in self._calls.items()]
+            for request_id in self._liveness.lost(reply.ping_id, reply.live, calls):
+                error = TransportError(f"Worker {self.index} does not know the request (any more); send it again.")
+                self._end(self._calls[request_id], error)
+        elif isinstance(reply, Description):
+            answer = self.descriptions.pop(reply.request_id, None)
+            if answer is not None:
+                answer.set_result(dict(reply.info))
+        elif isinstance(reply, Malformed):
+            self._malformed(reply.request_id, reply.reason)
+        else:
+            self._call_reply(reply)
+
+    def _call_reply(self, reply: Any) -> None:
+        call = self._calls.get(reply.request_id)
+        if call is None:
+            if isinstance(reply, Failed) and reply.request_id == 0:
+                log.warning("worker %d could not read a message: %s", self.index, reply.message)
+            return
+        try:
+            call.feed(reply)
+        except ProtocolError as error:
+            self._malformed(reply.request_id, error.message)
+            return
+        if call.done:
+            self._ended(call)
+        elif call.stream:
+            call.on_update(call)
+
+    def _malformed(self, request_id: int, reason: str) -> None:
+        """The answer of one call cannot be trusted any more; it ends here and is stopped there."""
+        call = self._calls.get(request_id)
+        if call is None:
+            log.warning("worker %d sent something that cannot be read: %s", self.index, reason)
+            return
+        self.send([Abort(request_id)])
+        self._end(call, ProtocolError(reason))
+
+    # ---- ends -----------------------------------------------------------------------------------------------------
+
+    def _end(self, call: Call, error: SamplerPoolError) -> None:
+        call.fail(error)
+        self._ended(call)
+
+    def _ended(self, call: Call) -> None:
+        self._calls.pop(call.request_id, None)
+        with self._lock:
+            self._outstanding -= 1
+            self._outstanding_tokens -= call.tokens_asked
+        call.on_update(call)
+
+    def check(self, now: float) -> bool:
+        """Ping if it is time to; whether the worker still counts as there."""
+        ping_id = self._liveness.due(now, busy=bool(self._calls))
+        if ping_id is not None:
+            self.send([Ping(ping_id)])
+        return not self._liveness.unresponsive
+
+    def down(self, reason: str, error_for: Callable[[Call], SamplerPoolError]) -> None:
+        """The worker is of no more use: its calls fail, and so does whatever is sent to it later."""
+        self._fail_with = error_for
+        self.up, self.down_reason = False, reason
+        self.socket.close()
+        self.backlog.clear()
+        for call in list(self._calls.values()):
+            self._end(call, error_for(call))
+        self._fail_descriptions()
+
+    def close(self, error_for: Callable[[Call], SamplerPoolError]) -> None:
+        """Abort the calls and close the socket, with a short linger for the aborts."""
+        if self.up:
+            self.flush()
+            self.abort(list(self._calls.values()))
+            self.down("The connection is closed.", error_for)

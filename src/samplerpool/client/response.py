@@ -1,0 +1,151 @@
+"""One request's life on the client's side. Pure: frames in, fields and a verdict out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from samplerpool.errors import ProtocolError, SamplerPoolError
+from samplerpool.types import Message
+from samplerpool.wire.messages import Accepted, ChatPrompt, Failed, Finished, TokenPrompt, Tokens
+
+
+def _ignore(call: Call) -> None:
+    """Nobody is told."""
+
+
+class Call:
+    """A request to one worker, and what has come back of it.
+
+    Args:
+        prompt: what to answer.
+        params: the sampling parameters given, by name.
+        priority: 0 interactive, 1 batch.
+        stream: text is wanted as it comes.
+        parse: the parsed message is wanted at the end.
+        on_update: called on the I/O thread, so it must be quick: after each arrival with ``stream``, else at the end.
+
+    The fields fill up as frames come; ``done`` is set last, once, with ``error`` if the request failed. ``delta`` is
+    the text of the latest arrival.
+    """
+
+    __slots__ = (
+        "accepted",
+        "completion_tokens",
+        "delta",
+        "done",
+        "error",
+        "finish_reason",
+        "message",
+        "on_update",
+        "params",
+        "parse",
+        "priority",
+        "prompt",
+        "prompt_ids",
+        "prompt_tokens",
+        "request_id",
+        "seed",
+        "stream",
+        "submitted_at",
+        "texts",
+        "token_ids",
+        "worker",
+    )
+
+    def __init__(
+        self,
+        prompt: ChatPrompt | TokenPrompt,
+        params: Mapping[str, Any] | None = None,
+        *,
+        priority: int = 0,
+        stream: bool = True,
+        parse: bool = False,
+        on_update: Callable[[Call], None] = _ignore,
+    ) -> None:
+        self.prompt = prompt
+        self.params = params or {}
+        self.priority = priority
+        self.stream = stream
+        self.parse = parse
+        self.on_update = on_update
+        self.worker = -1
+        self.request_id = 0
+        self.submitted_at = 0.0
+        self.accepted = False
+        self.prompt_ids: Sequence[int] = ()
+        self.seed: int | None = None
+        self.token_ids: list[int] = []
+        self.texts: list[str] = []
+        self.delta = ""
+        self.finish_reason: str | None = None
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
+        self.message: Message | None = None
+        self.error: SamplerPoolError | None = None
+        self.done = False
+
+    @property
+    def text(self) -> str:
+        """All text so far."""
+        return "".join(self.texts)
+
+    @property
+    def tokens_asked(self) -> int:
+        """An upper bound of the answer's length, to balance by."""
+        asked = self.params.get("max_new_tokens")
+        return asked if isinstance(asked, int) else 128
+
+    def feed(self, reply: Accepted | Tokens | Finished | Failed) -> None:
+        """Take one frame.
+
+        Raises:
+            ProtocolError: a gap, a repeat, or a frame out of order. The call is then over as far as it is concerned.
+        """
+        if type(reply) is Tokens:
+            self._tokens(reply)
+        elif isinstance(reply, Accepted):
+            if self.accepted:
+                raise ProtocolError(f"Request {self.request_id} was accepted twice.")
+            self.accepted, self.prompt_ids, self.seed = True, reply.prompt_ids, reply.seed
+            self.delta = ""
+        elif isinstance(reply, Finished):
+            self._finished(reply)
+        else:
+            assert isinstance(reply, Failed)
+            self.fail(SamplerPoolError.from_wire(reply.error, reply.message, dict(reply.data)))
+
+    def _tokens(self, reply: Tokens) -> None:
+        expected = self._received()
+        if reply.index != expected:
+            raise ProtocolError(
+                f"Request {self.request_id}: tokens from {reply.index} came where {expected} was expected."
+            )
+        self.token_ids.extend(reply.token_ids)
+        self.delta = reply.text
+        if reply.text:
+            self.texts.append(reply.text)
+
+    def _received(self) -> int:
+        before = len(self.prompt.generated_ids) if isinstance(self.prompt, TokenPrompt) else 0
+        return before + len(self.token_ids)
+
+    def _finished(self, reply: Finished) -> None:
+        if reply.completion_tokens != self._received():
+            raise ProtocolError(
+                f"Request {self.request_id} finished with {reply.completion_tokens} tokens; {self._received()} came."
+            )
+        self.finish_reason = reply.finish_reason
+        self.prompt_tokens = reply.prompt_tokens
+        self.completion_tokens = reply.completion_tokens
+        self.message = reply.message
+        self.delta = ""
+        self.done = True
+
+    def fail(self, error: SamplerPoolError) -> None:
+        """End the call with an error, unless it has ended."""
+        if not self.done:
+            self.error = error
+            self.finish_reason = "error"
+            self.delta = ""
+            self.done = True

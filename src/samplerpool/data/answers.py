@@ -1,0 +1,85 @@
+"""From an answered row to the row that is written, and the seed of each answer. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from samplerpool.data.rows import Row
+from samplerpool.errors import SamplerPoolError
+from samplerpool.types import FinishReason, Generation, Message
+
+SEED_BYTES = 6
+
+
+@dataclass(slots=True)
+class Answer:
+    """What a model answered."""
+
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    seed: int
+    message: Message | None
+
+
+@dataclass(slots=True)
+class RowResult:
+    """The end of one sample of a row: an answer or an error."""
+
+    row: Row
+    sample: int
+    seed: int | None
+    answer: Answer | None = None
+    error: SamplerPoolError | None = None
+
+
+def row_seed(run_seed: int, index: int, sample: int) -> int:
+    """The seed of one answer. It depends on the run's seed and the row's place alone, so it is the same whichever
+    worker answers, however often it was tried, and in a run that is resumed."""
+    digest = hashlib.blake2b(f"{run_seed}/{index}/{sample}".encode(), digest_size=SEED_BYTES).digest()
+    return int.from_bytes(digest, "big")
+
+
+def output_row(result: RowResult, samples: int = 1) -> dict[str, Any]:
+    """The output row: own columns, ``messages`` with the answer, ``reference`` where there was one, ``generation``.
+
+    It depends on the input and the run's seed alone: not on the worker, on other rows, or on failed attempts.
+
+    Args:
+        samples: answers per row; above 1, ``generation`` tells which one this is.
+    """
+    row = result.row
+    columns = dict(row.columns)
+    if row.messages:
+        columns["messages"] = [*row.messages, _answer_turn(result)] if result.answer else row.messages
+    if row.reference is not None:
+        columns["reference"] = row.reference
+    columns["generation"] = _generation(result, samples)
+    return columns
+
+
+def _answer_turn(result: RowResult) -> Message:
+    assert result.answer is not None
+    return result.answer.message or {
+        "role": "assistant",
+        "content": [{"type": "text", "value": result.answer.text}],
+    }
+
+
+def _generation(result: RowResult, samples: int) -> Generation:
+    answer, error = result.answer, result.error
+    generation: Generation = {
+        "index": result.row.index,
+        "text": answer.text if answer else "",
+        "finish_reason": answer.finish_reason if answer else "error",
+        "prompt_tokens": answer.prompt_tokens if answer else 0,
+        "completion_tokens": answer.completion_tokens if answer else 0,
+        "seed": answer.seed if answer else result.seed,
+        "error": f"{type(error).__name__}: {error.message}" if error else None,
+    }
+    if samples > 1:
+        generation["sample"] = result.sample
+    return generation

@@ -1,0 +1,231 @@
+"""The thread that drives an engine: takes requests, steps, makes text of the tokens, hands the outputs on."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from samplerpool.engine.base import Engine, EngineRequest, EngineStats, PromptRenderer, RequestId, StepOutput
+from samplerpool.engine.detokenizer import Detokenizer
+from samplerpool.errors import Aborted, EngineError, SamplerPoolError
+from samplerpool.types import FinishReason, Message
+
+log = logging.getLogger(__name__)
+
+RATE_WINDOW_S = 5.0
+CLOSE_TIMEOUT_S = 5.0
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """What a step gave one request, with its text.
+
+    Args:
+        index: position of the first of ``token_ids`` among all generated tokens.
+        text: what may be shown now; it may lag behind the tokens.
+        finish_reason: set on the last output, never followed by another.
+        completion_tokens: generated so far, these included.
+        message: with the last output, the parsed answer, where that was asked for.
+    """
+
+    request_id: RequestId
+    index: int
+    token_ids: Sequence[int]
+    text: str
+    finish_reason: FinishReason | None = None
+    error: SamplerPoolError | None = None
+    completion_tokens: int = 0
+    message: Message | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """The request is valid and goes to the engine; first of its events.
+
+    Args:
+        prompt_ids, seed: with the parameters, all it takes to produce the answer again.
+    """
+
+    request_id: RequestId
+    prompt_ids: Sequence[int]
+    seed: int
+
+
+RequestEvent = Admitted | RequestOutput
+
+Listener = Callable[[Sequence[RequestEvent]], None]
+"""Called with the events of one step, mostly on the engine's thread; must be quick and must not raise."""
+
+
+class _Live:
+    """A request that has not ended, as the loop sees it."""
+
+    __slots__ = ("count", "detokenizer", "listener", "request", "texts")
+
+    def __init__(
+        self, request: EngineRequest, detokenizer: Detokenizer, listener: Listener, texts: list[str] | None
+    ) -> None:
+        self.request = request
+        self.detokenizer = detokenizer
+        self.listener = listener
+        self.count = len(request.generated_ids)
+        self.texts = texts  # the whole answer, kept where it will be parsed
+
+
+class EngineLoop:
+    """Runs an engine on a thread of its own.
+
+    Every submitted request gets exactly one output with a finish reason, unless it is aborted, after which it gets
+    none. If a step raises, all requests in the engine end with an ``EngineError`` and the loop goes on.
+
+    Args:
+        engine: driven by this loop's thread alone from now on.
+        renderer: decodes its tokens, and parses the answers where that is asked for.
+    """
+
+    def __init__(self, engine: Engine, renderer: PromptRenderer) -> None:
+        self.engine = engine
+        self.steps = 0
+        self._codec = renderer.codec
+        self._parse = renderer.parse_message
+        self._live: dict[RequestId, _Live] = {}
+        self._commands: deque[_Live | RequestId] = deque()
+        self._wake = threading.Event()
+        self._closing = False
+        self._tokens_done = 0
+        self._rate_marks: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
+        self._thread = threading.Thread(target=self._run, name="samplerpool-engine", daemon=True)
+        self._thread.start()
+
+    # ---- from any thread ------------------------------------------------------------------------------------------
+
+    def submit(
+        self, request: EngineRequest, listener: Listener, *, delivered_chars: int = 0, parse: bool = False
+    ) -> None:
+        """Take a checked request. Outputs go to ``listener``, in the order of their tokens."""
+        params = request.params
+        texts: list[str] | None = None
+        if parse:
+            before = self._codec.decode(request.generated_ids, skip_special_tokens=True) if delivered_chars else ""
+            texts = [before[:delivered_chars]]
+        detokenizer = Detokenizer(
+            self._codec,
+            params.stop or (),
+            skip_special_tokens=params.skip_special_tokens is not False,
+            generated_ids=request.generated_ids,
+            delivered_chars=delivered_chars,
+        )
+        self._commands.append(_Live(request, detokenizer, listener, texts))
+        self._wake.set()
+
+    def abort(self, request_id: RequestId) -> None:
+        """Drop a request before the next step; unknown ids are ignored."""
+        self._commands.append(request_id)
+        self._wake.set()
+
+    def stats(self) -> EngineStats:
+        """The engine's own figures."""
+        return self.engine.stats()
+
+    def tokens_per_s(self) -> float:
+        """Generated tokens per second over the last few seconds."""
+        marks = self._rate_marks
+        since, count = marks[0]
+        elapsed = time.monotonic() - since
+        return (self._tokens_done - count) / elapsed if elapsed > 0 else 0.0
+
+    @property
+    def tokens_done(self) -> int:
+        """Tokens generated since the start."""
+        return self._tokens_done
+
+    def close(self) -> None:
+        """End the thread after the present step, fail what is left, close the engine. Idempotent."""
+        self._closing = True
+        self._wake.set()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(CLOSE_TIMEOUT_S)
+
+    # ---- the engine's thread --------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._closing:
+            self._intake()
+            if self.engine.has_work():
+                self._deliver(self._step())
+            else:
+                self._mark_rate()
+                self._wake.wait(RATE_WINDOW_S)
+        self._fail_all(Aborted("The worker has stopped."))
+        self.engine.close()
+
+    def _intake(self) -> None:
+        self._wake.clear()
+        while self._commands:
+            command = self._commands.popleft()
+            if isinstance(command, _Live):
+                self._live[command.request.request_id] = command
+                self.engine.add(command.request)
+            elif self._live.pop(command, None) is not None:
+                self.engine.abort(command)
+
+    def _step(self) -> list[StepOutput]:
+        try:
+            outputs = self.engine.step()
+        except Exception as error:
+            log.exception("the engine raised in a step; its %d requests fail", len(self._live))
+            self._fail_all(EngineError(f"The engine raised {type(error).__name__}: {error}"))
+            return []
+        if outputs:
+            self.steps += 1
+            self._mark_rate()
+        return outputs
+
+    def _fail_all(self, error: SamplerPoolError) -> None:
+        for request_id in self._live:
+            with contextlib.suppress(Exception):  # the engine may be broken
+                self.engine.abort(request_id)
+        self._deliver([StepOutput(request_id, (), "error", error) for request_id in self._live])
+
+    def _deliver(self, outputs: list[StepOutput]) -> None:
+        by_listener: dict[Listener, list[RequestEvent]] = {}
+        for output in outputs:
+            live = self._live.get(output.request_id)
+            if live is not None:
+                by_listener.setdefault(live.listener, []).append(self._with_text(live, output))
+        for listener, results in by_listener.items():
+            listener(results)
+
+    def _with_text(self, live: _Live, output: StepOutput) -> RequestOutput:
+        token_ids, reason = output.token_ids, output.finish_reason
+        index = live.count
+        live.count += len(token_ids)
+        self._tokens_done += len(token_ids)
+        text = live.detokenizer.add(token_ids) if token_ids else ""
+        if reason is not None:
+            text += live.detokenizer.finish()
+            del self._live[output.request_id]
+        elif live.detokenizer.stopped:
+            reason = "stop"
+            self.engine.abort(output.request_id)
+            del self._live[output.request_id]
+        if reason == "length" and live.detokenizer.stopped:
+            reason = "stop"
+        message = None
+        if live.texts is not None:
+            live.texts.append(text)
+            message = self._parse("".join(live.texts)) if reason in ("stop", "length") else None
+        return RequestOutput(output.request_id, index, token_ids, text, reason, output.error, live.count, message)
+
+    def _mark_rate(self) -> None:
+        now = time.monotonic()
+        marks = self._rate_marks
+        if now - marks[-1][0] >= RATE_WINDOW_S / 10:
+            marks.append((now, self._tokens_done))
+        while len(marks) > 1 and now - marks[1][0] > RATE_WINDOW_S:
+            marks.popleft()

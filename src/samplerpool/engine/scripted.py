@@ -1,0 +1,272 @@
+"""An engine without a model: it says what the prompt tells it to, at a given pace, and misbehaves on demand.
+
+For tests, load tests and benchmarks of everything above an engine. Tokens are UTF-8 bytes, so that characters are
+split over tokens as with real vocabularies; 256 ends the sequence. The last user message may hold directives:
+
+=====================  =================================================================================
+``[[tokens:N]]``       answer with N tokens of filler text
+``[[random:N]]``       answer with N letters drawn by the request's seed
+``[[say:TEXT]]``       answer with TEXT
+``[[pace:SECONDS]]``   at least so long between two tokens of this request
+``[[fail]]``           this request fails with an ``EngineError``; also ``[[fail:N]]``, after N tokens
+``[[raise:N]]``        the step raises after N tokens (default 0), which fails all its requests
+``[[crash:N]]``        the process ends without a word after N tokens
+``[[hang:N]]``         the step never returns after N tokens
+=====================  =================================================================================
+
+Anything else is echoed. Options of the engine: ``step_s`` (duration of a step), ``load_s`` (time to become ready),
+``tokens`` (length of every answer without a directive), ``fail_at_start`` (never becomes ready).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from samplerpool.config.arguments import EngineConfig
+from samplerpool.config.sampling import PARAMS
+from samplerpool.engine.base import (
+    INTERACTIVE,
+    EngineRequest,
+    EngineStats,
+    RequestId,
+    StepOutput,
+    check_length,
+    check_supported,
+)
+from samplerpool.errors import EngineError, InvalidParameter, RenderError, StartFailed
+from samplerpool.types import MEDIA_TYPES, Message
+
+END_OF_SEQUENCE = 256
+DEFAULT_MODEL_LEN = 32768
+CRASH_EXIT_CODE = 70
+MAX_STEP_WAIT_S = 0.02
+_FILLER = b"The quick brown fox jumps over the lazy dog. "
+_DIRECTIVE = re.compile(r"\[\[(\w+)(?::(.*?))?\]\]", re.DOTALL)
+_OPTIONS = {"step_s": 0.0, "load_s": 0.0, "tokens": 0, "fail_at_start": False}
+
+
+class ByteCodec:
+    """Bytes as tokens."""
+
+    eos_token_ids = frozenset({END_OF_SEQUENCE})
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """The text of these bytes; the end of the sequence shows as ``<eos>`` where special tokens are asked for."""
+        if skip_special_tokens or END_OF_SEQUENCE not in token_ids:
+            return bytes([t for t in token_ids if t < 256]).decode("utf-8", "replace")
+        data = b"".join(b"<eos>" if t == END_OF_SEQUENCE else bytes((t,)) for t in token_ids)
+        return data.decode("utf-8", "replace")
+
+
+class ScriptedRenderer:
+    """Messages as lines of ``<role>text``; the engine reads its directives from the last ``<user>``."""
+
+    def __init__(self) -> None:
+        self.codec = ByteCodec()
+
+    def prompt_ids(self, messages: Sequence[Message], tools: str | None, options: Mapping[str, Any]) -> tuple[int, ...]:
+        """Bytes of the prompt."""
+        if not messages:
+            raise RenderError("There is no message to answer.")
+        return tuple("".join(map(self._line, messages)).encode("utf-8", "replace"))
+
+    def _line(self, message: Message) -> str:
+        for block in message["content"]:
+            if block["type"] in MEDIA_TYPES:
+                raise RenderError(f"The scripted engine takes text only, not a block of type {block['type']!r}.")
+        return f"<{message['role']}>" + "".join(block["value"] for block in message["content"]) + "\n"
+
+    def parse_message(self, text: str) -> Message:
+        """The whole text as one block."""
+        return {"role": "assistant", "content": [{"type": "text", "value": text}]}
+
+
+@dataclass
+class _Script:
+    """What one prompt asks for. ``misdeeds``: name to the number of tokens after which it happens."""
+
+    answer: bytes
+    pace_s: float = 0.0
+    misdeeds: dict[str, int] = field(default_factory=dict)
+
+
+def read_script(prompt: str, seed: int, default_tokens: int = 0) -> _Script:
+    """The script in a rendered prompt. Pure.
+
+    Raises:
+        InvalidParameter: a directive that does not exist, or with a value that it cannot take.
+    """
+    said = prompt.rpartition("<user>")[2].rstrip("\n")
+    script = _Script(answer=_DIRECTIVE.sub("", said).strip().encode("utf-8", "replace") or b"...")
+    if default_tokens:
+        script.answer = _filler(default_tokens)
+    for name, value in _DIRECTIVE.findall(said):
+        try:
+            _apply(script, name, value, seed)
+        except ValueError as error:
+            raise InvalidParameter(f"The scripted engine cannot follow [[{name}:{value}]]: {error}.") from error
+    return script
+
+
+def _apply(script: _Script, name: str, value: str, seed: int) -> None:
+    if name == "tokens":
+        script.answer = _filler(int(value))
+    elif name == "random":
+        script.answer = _letters(seed, int(value))
+    elif name == "say":
+        script.answer = value.encode("utf-8", "replace")
+    elif name == "pace":
+        script.pace_s = float(value)
+    elif name in ("fail", "raise", "crash", "hang"):
+        script.misdeeds[name] = int(value or 0)
+    else:
+        raise ValueError("there is no such directive")
+
+
+def _filler(count: int) -> bytes:
+    return (_FILLER * (count // len(_FILLER) + 1))[:count]
+
+
+def _letters(seed: int, count: int) -> bytes:
+    blocks = (hashlib.blake2b(f"{seed}/{i}".encode()).digest() for i in range(count // 64 + 1))
+    return bytes(97 + byte % 26 for byte in b"".join(blocks)[:count])
+
+
+class _Running:
+    """A request with its place in the batch."""
+
+    __slots__ = ("limit", "next_at", "pace_s", "position", "request", "script", "tokens")
+
+    def __init__(self, request: EngineRequest, script: _Script, max_model_len: int) -> None:
+        self.request = request
+        self.script = script
+        self.tokens: list[int] = [*script.answer, END_OF_SEQUENCE]
+        self.position = len(request.generated_ids)
+        self.pace_s = script.pace_s
+        self.next_at = 0.0
+        self.limit = min(request.params.max_new_tokens or 0, max_model_len - len(request.prompt_ids))
+
+    def next_token(self) -> int:
+        """The token at the present position; filler goes on behind the script's end where the end is ignored."""
+        tokens, position = self.tokens, self.position
+        token = tokens[position] if position < len(tokens) else END_OF_SEQUENCE
+        if token == END_OF_SEQUENCE and self.request.params.ignore_eos:
+            return _FILLER[position % len(_FILLER)]
+        return token
+
+
+class ScriptedEngine:
+    """See the module's docstring.
+
+    Raises:
+        InvalidParameter: an option that does not exist.
+        StartFailed: with ``fail_at_start``.
+    """
+
+    name = "scripted"
+    supported = frozenset(PARAMS) - {"repetition_penalty", "logprobs"}
+
+    def __init__(self, config: EngineConfig) -> None:
+        unknown = sorted(set(config.options) - set(_OPTIONS))
+        if unknown:
+            raise InvalidParameter(
+                f"The scripted engine has no option {', '.join(unknown)}; it has {', '.join(_OPTIONS)}."
+            )
+        options = {**_OPTIONS, **config.options}
+        if options["fail_at_start"]:
+            raise StartFailed("The scripted engine was told to fail at the start (option fail_at_start).")
+        time.sleep(float(options["load_s"]))
+        self.max_model_len = config.max_model_len or DEFAULT_MODEL_LEN
+        self._max_batch = config.max_batch
+        self._step_s = float(options["step_s"])
+        self._default_tokens = int(options["tokens"])
+        self._running: dict[RequestId, _Running] = {}
+        self._queues: tuple[dict[RequestId, EngineRequest], dict[RequestId, EngineRequest]] = ({}, {})
+
+    def check(self, request: EngineRequest) -> None:
+        """Refuse what cannot be done."""
+        check_supported(self, request.params)
+        check_length(self, request)
+        self._script(request)
+
+    def _script(self, request: EngineRequest) -> _Script:
+        prompt = bytes([t for t in request.prompt_ids if t < 256]).decode("utf-8", "replace")
+        return read_script(prompt, request.params.seed or 0, self._default_tokens)
+
+    def add(self, request: EngineRequest) -> None:
+        """Queue a request; interactive ones are admitted first."""
+        self._queues[request.priority != INTERACTIVE][request.request_id] = request
+
+    def _admit(self) -> None:
+        for queue in self._queues:
+            while queue and len(self._running) < self._max_batch:
+                request = queue.pop(next(iter(queue)))
+                self._running[request.request_id] = _Running(request, self._script(request), self.max_model_len)
+
+    def step(self) -> list[StepOutput]:
+        """One token for each running request whose pace allows it."""
+        self._admit()
+        if self._step_s:
+            time.sleep(self._step_s)
+        now = time.monotonic()
+        outputs: list[StepOutput] = []
+        for running in list(self._running.values()):
+            if running.script.misdeeds and (failure := self._misbehave(running)):
+                outputs.append(failure)
+            elif not running.pace_s or now >= running.next_at:
+                running.next_at = now + running.pace_s
+                outputs.append(self._advance(running))
+        if not outputs and self._running:
+            wait_s = min(r.next_at for r in self._running.values()) - now
+            time.sleep(min(max(wait_s, 0.0), MAX_STEP_WAIT_S))
+        return outputs
+
+    def _advance(self, running: _Running) -> StepOutput:
+        token = running.next_token()
+        running.position += 1
+        request = running.request
+        if token == END_OF_SEQUENCE or token in (request.params.stop_token_ids or ()):
+            del self._running[request.request_id]
+            return StepOutput(request.request_id, (token,), "stop")
+        if running.position >= running.limit:
+            del self._running[request.request_id]
+            return StepOutput(request.request_id, (token,), "length")
+        return StepOutput(request.request_id, (token,))
+
+    def _misbehave(self, running: _Running) -> StepOutput | None:
+        due = {name for name, after in running.script.misdeeds.items() if running.position >= after}
+        if "crash" in due:
+            os._exit(CRASH_EXIT_CODE)
+        while "hang" in due:
+            time.sleep(3600)
+        if "raise" in due:
+            raise RuntimeError("The scripted engine was told to raise.")
+        if "fail" in due:
+            del self._running[running.request.request_id]
+            error = EngineError("The scripted engine was told to fail this request.")
+            return StepOutput(running.request.request_id, (), "error", error)
+        return None
+
+    def abort(self, request_id: RequestId) -> None:
+        """Forget a request."""
+        for table in (self._running, *self._queues):
+            table.pop(request_id, None)  # type: ignore[attr-defined]
+
+    def has_work(self) -> bool:
+        """Whether any request is running or queued."""
+        return bool(self._running or self._queues[0] or self._queues[1])
+
+    def stats(self) -> EngineStats:
+        """Numbers of running and queued requests."""
+        return EngineStats(len(self._running), len(self._queues[0]) + len(self._queues[1]))
+
+    def close(self) -> None:
+        """Drop everything."""
+        for table in (self._running, *self._queues):
+            table.clear()  # type: ignore[attr-defined]

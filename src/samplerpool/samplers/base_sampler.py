@@ -1,0 +1,223 @@
+"""``BaseSampler``: an engine on its own thread behind an async interface. Light to import without a model."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any, cast
+
+from samplerpool.config.arguments import EngineConfig, ModelArguments, SampleArguments
+from samplerpool.config.sampling import PARAMS, SamplingParams, sampling_params
+from samplerpool.data.answers import Answer, RowResult, output_row, row_seed
+from samplerpool.data.messages import to_v1
+from samplerpool.data.rows import Row, rows_from_dataset
+from samplerpool.engine.base import BATCH, INTERACTIVE, Engine, PromptRenderer, RequestId
+from samplerpool.engine.loop import Admitted, EngineLoop, RequestEvent, RequestOutput
+from samplerpool.errors import RequestError
+from samplerpool.samplers.intake import Intake, Job
+from samplerpool.types import Dataset, Message, Sample
+from samplerpool.wire.messages import ChatPrompt
+
+LOCAL_CLIENT = 0
+"""Client number of requests that come from within the process."""
+MAX_ROWS_AHEAD = 1024
+"""Rows of ``batch_infer`` that are in the engine's queue at a time."""
+
+
+class BaseSampler:
+    """Samples from one model in this process.
+
+    Args:
+        args: sampling defaults and the backend.
+        model_args: how the model was loaded.
+        model: the loaded Hugging Face model (None for an engine without one).
+        renderer: renders prompts and parses answers.
+        engine: a ready engine; otherwise one is built by ``args.sample_backend`` around the model.
+        generation_defaults: parameters that the checkpoint itself asks for, below ``args``.
+    """
+
+    def __init__(
+        self,
+        args: SampleArguments,
+        model_args: ModelArguments,
+        model: Any,
+        renderer: PromptRenderer,
+        *,
+        engine: Engine | None = None,
+        generation_defaults: SamplingParams | None = None,
+    ) -> None:
+        self.args = args
+        self.model_args = model_args
+        self.renderer = renderer
+        self._generation_defaults = generation_defaults or checkpoint_defaults(model)
+        self._started = time.monotonic()
+        self._numbers = itertools.count(1)
+        self._loop = EngineLoop(engine or _engine_around(args, model, renderer), renderer)
+        self._intake = Intake(self._loop, renderer, lambda: (self.args, self._generation_defaults))
+
+    # ---- the interface of the seed --------------------------------------------------------------------------------
+
+    async def generate(
+        self, messages: Sequence[Message] | str, tools: str | None = None, **params: Any
+    ) -> AsyncGenerator[str, None]:
+        """Answer a conversation. Closing the generator early aborts the request.
+
+        Args:
+            messages: in the v1 or the common form, or a plain string for one user turn.
+            tools: JSON text of the tools on offer.
+            **params: sampling parameters, see ``config.sampling.SamplingParams``.
+
+        Yields:
+            The answer's text as it comes, in non-empty pieces of whole characters.
+
+        Raises:
+            RequestError: the request failed.
+            InvalidParameter: a parameter that does not exist or is out of range.
+        """
+        prompt = ChatPrompt(to_v1(messages), tools)
+        events: asyncio.Queue[RequestEvent] = asyncio.Queue()
+        job = self._job(prompt, sampling_params(params).given(), INTERACTIVE, events)
+        self._intake.submit([job])
+        try:
+            async for event in _until_finished(events):
+                if isinstance(event, RequestOutput) and event.text:
+                    yield event.text
+        finally:
+            self._intake.abort(job.request_id)
+
+    async def batch_infer(self, dataset: Dataset, **params: Any) -> list[Sample]:
+        """Answer every sample of a data set; the engine batches them.
+
+        Returns:
+            One Sample a row (a row and sample, with ``num_return_sequences`` above 1), in order. A row that cannot be
+            answered carries its error in ``generation``.
+        """
+        given = sampling_params(params).given()
+        samples = given.pop("num_return_sequences", None) or self.args.num_return_sequences or 1
+        run_seed = given.pop("seed", self.args.seed)
+        if run_seed is None:
+            run_seed = secrets.randbelow(2**32)
+        room = asyncio.Semaphore(MAX_ROWS_AHEAD)
+        tasks: list[asyncio.Task[RowResult]] = []
+        async with asyncio.TaskGroup() as group:
+            for row in rows_from_dataset(dataset):
+                for sample in range(samples):
+                    await room.acquire()
+                    seed = row_seed(run_seed, row.index, sample)
+                    tasks.append(group.create_task(self._answer(row, sample, {**given, "seed": seed})))
+                    tasks[-1].add_done_callback(lambda _: room.release())
+        return [cast(Sample, output_row(task.result(), samples)) for task in tasks]
+
+    async def _answer(self, row: Row, sample: int, params: Mapping[str, Any]) -> RowResult:
+        result = RowResult(row, sample, params["seed"], error=row.error)
+        if row.error is not None:
+            return result
+        events: asyncio.Queue[RequestEvent] = asyncio.Queue()
+        job = self._job(ChatPrompt(row.messages, row.tools), params, BATCH, events, parse=True)
+        self._intake.submit([job])
+        texts: list[str] = []
+        prompt_tokens = 0
+        try:
+            async for event in _until_finished(events):
+                if isinstance(event, Admitted):
+                    prompt_tokens = len(event.prompt_ids)
+                    continue
+                texts.append(event.text)
+                if event.finish_reason is not None:
+                    result.answer = Answer(
+                        "".join(texts),
+                        event.finish_reason,
+                        prompt_tokens,
+                        event.completion_tokens,
+                        params["seed"],
+                        event.message,
+                    )
+        except RequestError as error:
+            result.error = error
+        finally:
+            self._intake.abort(job.request_id)
+        return result
+
+    def _job(
+        self,
+        prompt: ChatPrompt,
+        params: Mapping[str, Any],
+        priority: int,
+        events: asyncio.Queue[RequestEvent],
+        *,
+        parse: bool = False,
+    ) -> Job:
+        loop = asyncio.get_running_loop()
+
+        def listener(new: Sequence[RequestEvent]) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(lambda: [events.put_nowait(event) for event in new])
+
+        return Job((LOCAL_CLIENT, next(self._numbers)), prompt, params, priority, listener, parse)
+
+    # ---- for the worker's server ----------------------------------------------------------------------------------
+
+    def submit(self, jobs: list[Job]) -> None:
+        """Queue jobs from any thread; their listeners get the events."""
+        self._intake.submit(jobs)
+
+    def abort_request(self, request_id: RequestId) -> None:
+        """Drop a request wherever it is; nothing more is reported of it."""
+        self._intake.abort(request_id)
+
+    @property
+    def steps(self) -> int:
+        """Engine steps that gave something, since the start."""
+        return self._loop.steps
+
+    def describe(self) -> dict[str, Any]:
+        """Figures for ``status``, as plain values."""
+        stats = self._loop.stats()
+        return {
+            "engine": self._loop.engine.name,
+            "max_model_len": self._loop.engine.max_model_len,
+            "running": stats.running,
+            "queued": stats.queued + self._intake.queued(),
+            "tokens_per_s": round(self._loop.tokens_per_s(), 1),
+            "tokens": self._loop.tokens_done,
+            "steps": self._loop.steps,
+            "uptime_s": round(time.monotonic() - self._started, 1),
+            "defaults": {name: v for name, v in self.args.given().items() if name in PARAMS},
+            **stats.details,
+        }
+
+    def close(self) -> None:
+        """Abort what runs and free the engine. Idempotent."""
+        self._intake.close()
+        self._loop.close()
+
+
+async def _until_finished(events: asyncio.Queue[RequestEvent]) -> AsyncGenerator[RequestEvent, None]:
+    """The events of one request up to its last; its error is raised."""
+    while True:
+        event = await events.get()
+        if isinstance(event, RequestOutput) and event.error is not None:
+            raise event.error
+        yield event
+        if isinstance(event, RequestOutput) and event.finish_reason is not None:
+            return
+
+
+def checkpoint_defaults(model: Any) -> SamplingParams:
+    """What a loaded model's ``generation_config`` says of our parameters."""
+    if model is None or getattr(model, "generation_config", None) is None:
+        return SamplingParams()
+    from samplerpool.model.model_engine import generation_defaults
+
+    return generation_defaults(model.generation_config)
+
+
+def _engine_around(args: SampleArguments, model: Any, renderer: PromptRenderer) -> Engine:
+    from samplerpool.engine.factory import build_engine
+
+    engine = "auto" if args.sample_backend == "hf" else args.sample_backend
+    device = "cpu" if model is None else str(model.device)
+    return build_engine(EngineConfig(engine=engine, device=device), model, renderer)

@@ -1,0 +1,136 @@
+"""The thread that turns prompts into checked engine requests, so that rendering never delays a step or a reply."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from samplerpool.config.sampling import SamplingParams, resolve, sampling_params
+from samplerpool.engine.base import EngineRequest, PromptRenderer, RequestId
+from samplerpool.engine.loop import Admitted, EngineLoop, Listener, RequestOutput
+from samplerpool.errors import EngineError, SamplerPoolError
+from samplerpool.wire.messages import ChatPrompt, TokenPrompt
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A request as it came in.
+
+    Args:
+        params: what the caller gave, unchecked.
+        listener: gets ``Admitted`` and then the outputs, or one output with an error.
+        parse: parse the answer into a message.
+    """
+
+    request_id: RequestId
+    prompt: ChatPrompt | TokenPrompt
+    params: Mapping[str, Any]
+    priority: int
+    listener: Listener
+    parse: bool = False
+
+
+class Intake:
+    """Renders and checks jobs on a thread of its own, interactive ones first, and passes them to the engine loop.
+
+    Args:
+        defaults: layers of parameters under the caller's own: launch defaults, then the checkpoint's.
+    """
+
+    def __init__(
+        self, loop: EngineLoop, renderer: PromptRenderer, defaults: Callable[[], tuple[SamplingParams, ...]]
+    ) -> None:
+        self._loop = loop
+        self._renderer = renderer
+        self._defaults = defaults
+        self._heap: list[tuple[int, int, Job]] = []
+        self._waiting: set[RequestId] = set()
+        self._order = itertools.count()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="samplerpool-intake", daemon=True)
+        self._thread.start()
+
+    def submit(self, jobs: list[Job]) -> None:
+        """Queue jobs, from any thread."""
+        with self._changed:
+            for job in jobs:
+                self._waiting.add(job.request_id)
+                heapq.heappush(self._heap, (job.priority, next(self._order), job))
+            self._changed.notify()
+
+    def abort(self, request_id: RequestId) -> None:
+        """Drop a job wherever it is now; nothing more is reported of it."""
+        with self._changed:
+            self._waiting.discard(request_id)
+            self._loop.abort(request_id)
+
+    def queued(self) -> int:
+        """Jobs that have not reached the engine."""
+        return len(self._waiting)
+
+    def close(self) -> None:
+        """End the thread; what is queued is dropped."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (job := self._next()) is not None:
+            try:
+                request = self._prepare(job)
+            except SamplerPoolError as error:
+                self._refuse(job, error)
+            except Exception as error:  # a fault in a template or a tokenizer costs this request alone
+                log.exception("request %s could not be prepared", job.request_id)
+                self._refuse(job, EngineError(f"Preparing the request raised {type(error).__name__}: {error}"))
+            else:
+                self._pass_on(job, request)
+
+    def _next(self) -> Job | None:
+        with self._changed:
+            while True:
+                while self._heap and not self._closing:
+                    job = heapq.heappop(self._heap)[2]
+                    if job.request_id in self._waiting:
+                        return job
+                if self._closing:
+                    return None
+                self._changed.wait()
+
+    def _prepare(self, job: Job) -> EngineRequest:
+        params = resolve(sampling_params(job.params), *self._defaults())
+        prompt = job.prompt
+        if isinstance(prompt, ChatPrompt):
+            prompt_ids = self._renderer.prompt_ids(prompt.messages, prompt.tools, prompt.options)
+            request = EngineRequest(job.request_id, prompt_ids, params, job.priority)
+        else:
+            request = EngineRequest(
+                job.request_id, tuple(prompt.prompt_ids), params, job.priority, tuple(prompt.generated_ids)
+            )
+        self._loop.engine.check(request)
+        return request
+
+    def _pass_on(self, job: Job, request: EngineRequest) -> None:
+        delivered = job.prompt.delivered_chars if isinstance(job.prompt, TokenPrompt) else 0
+        with self._changed:
+            if job.request_id not in self._waiting:
+                return
+            self._waiting.remove(job.request_id)
+            job.listener([Admitted(job.request_id, request.prompt_ids, request.params.seed or 0)])
+            self._loop.submit(request, job.listener, delivered_chars=delivered, parse=job.parse)
+
+    def _refuse(self, job: Job, error: SamplerPoolError) -> None:
+        with self._changed:
+            if job.request_id not in self._waiting:
+                return
+            self._waiting.remove(job.request_id)
+            job.listener([RequestOutput(job.request_id, 0, (), "", "error", error)])

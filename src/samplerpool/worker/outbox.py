@@ -1,0 +1,77 @@
+"""What waits to be sent, per client. Pure.
+
+Tokens of a request that has tokens waiting already join them, so what a slow client has waiting grows with the text
+and not with the number of frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from samplerpool.wire.messages import Accepted, Reply, Tokens
+
+MAX_WEIGHT = 2**20
+"""Of one message, roughly in bytes; a message takes at least one reply however large."""
+_BASE_WEIGHT = 64
+_TOKEN_WEIGHT = 5
+
+
+class Outbox:
+    """Replies of one client, in order."""
+
+    __slots__ = ("_replies", "_tokens_at")
+
+    def __init__(self) -> None:
+        self._replies: list[Reply] = []
+        self._tokens_at: dict[int, int] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._replies)
+
+    def add(self, reply: Reply) -> None:
+        """Put a reply behind the others, or its tokens to those of its request."""
+        if type(reply) is not Tokens:
+            self._replies.append(reply)
+            return
+        at = self._tokens_at.get(reply.request_id)
+        if at is None:
+            self._tokens_at[reply.request_id] = len(self._replies)
+            self._replies.append(reply)
+            return
+        waiting = self._replies[at]
+        assert isinstance(waiting, Tokens)
+        ids = waiting.token_ids
+        if not isinstance(ids, list):
+            ids = list(ids)
+        ids.extend(reply.token_ids)
+        self._replies[at] = Tokens(reply.request_id, waiting.index, ids, waiting.text + reply.text)
+
+    def batches(self) -> Iterator[list[Reply]]:
+        """The replies, cut into messages of bounded size. Take each with ``sent`` once it is on its way."""
+        batch: list[Reply] = []
+        weight = 0
+        for reply in self._replies:
+            batch.append(reply)
+            weight += _weight(reply)
+            if weight >= MAX_WEIGHT:
+                yield batch
+                batch, weight = [], 0
+        if batch:
+            yield batch
+
+    def sent(self, count: int) -> None:
+        """Forget the first ``count`` replies."""
+        if count == len(self._replies):
+            self._replies.clear()
+            self._tokens_at.clear()
+            return
+        del self._replies[:count]
+        self._tokens_at = {r.request_id: at for at, r in enumerate(self._replies) if type(r) is Tokens}
+
+
+def _weight(reply: Reply) -> int:
+    if type(reply) is Tokens:
+        return _BASE_WEIGHT + len(reply.text) + _TOKEN_WEIGHT * len(reply.token_ids)
+    if isinstance(reply, Accepted):
+        return _BASE_WEIGHT + _TOKEN_WEIGHT * len(reply.prompt_ids)
+    return _BASE_WEIGHT

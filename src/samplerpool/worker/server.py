@@ -1,0 +1,212 @@
+"""The worker's socket: a ROUTER on an asyncio loop between clients and a ``BaseSampler``.
+
+The ROUTER is sent to with DONTWAIT only: what a full client cannot take waits in its outbox and is tried again, so
+that one slow client never slows another or the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import zmq
+
+from samplerpool.engine.loop import RequestEvent
+from samplerpool.samplers.base_sampler import BaseSampler
+from samplerpool.samplers.intake import Job
+from samplerpool.wire.codec import MAX_MESSAGE_BYTES, decode_requests, encode
+from samplerpool.wire.messages import Description
+from samplerpool.worker.outbox import Outbox
+from samplerpool.worker.session import AbortRun, Action, Identity, Report, Send, Session, Submit
+
+log = logging.getLogger(__name__)
+
+SEND_HIGH_WATER = 64
+LINGER_MS = 500
+TICK_S = 0.2
+RETRY_S = 0.005
+MAX_RECEIVED_AT_ONCE = 256
+
+
+class WorkerServer:
+    """Serves one sampler on one endpoint, from its construction to ``close``, on the running loop.
+
+    Args:
+        sampler: answers the requests.
+        endpoint: where the ROUTER binds.
+        incarnation: this process's.
+        describe: more facts for ``Description``, beside the sampler's own.
+    """
+
+    def __init__(
+        self,
+        sampler: BaseSampler,
+        endpoint: str,
+        incarnation: str,
+        describe: Callable[[], Mapping[str, Any]] = dict,
+    ) -> None:
+        self._sampler = sampler
+        self._describe = describe
+        self._session = Session(incarnation)
+        self._outboxes: dict[Identity, Outbox] = {}
+        self._produced: list[RequestEvent] = []
+        self._produced_lock = threading.Lock()
+        self._loop = asyncio.get_running_loop()
+        self._wake_scheduled = False
+        self._retry: asyncio.TimerHandle | None = None
+        self._idle = asyncio.Event()
+        self._context = zmq.Context()
+        self._socket = self._bind(endpoint)
+        self._loop.add_reader(self._socket.FD, self._on_readable)
+        self._tick_handle: asyncio.Handle = self._loop.call_soon(self._on_tick)
+
+    def _bind(self, endpoint: str) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.ROUTER)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        socket.setsockopt(zmq.SNDHWM, SEND_HIGH_WATER)
+        socket.setsockopt(zmq.LINGER, LINGER_MS)
+        socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+        socket.bind(endpoint)
+        return socket
+
+    async def drain(self) -> None:
+        """Take no new requests, and return when all have ended."""
+        self._session.draining = True
+        if self._session.live:
+            await self._idle.wait()
+
+    def stop(self, reason: str = "The worker is stopping.") -> None:
+        """Take no new requests, and fail those that have not ended."""
+        self._act(self._session.stop(reason))
+        self._flush()
+
+    def close(self) -> None:
+        """Close the socket, with a short linger for what was sent last. The sampler stays open."""
+        self._tick_handle.cancel()
+        if self._retry is not None:
+            self._retry.cancel()
+        if not self._socket.closed:
+            self._loop.remove_reader(self._socket.FD)
+            self._socket.close()
+            self._context.term()
+
+    # ---- events ---------------------------------------------------------------------------------------------------
+
+    def on_events(self, events: Sequence[RequestEvent]) -> None:
+        """Take events of the sampler, from its threads; one wake-up serves all that come before it."""
+        with self._produced_lock:
+            self._produced.extend(events)
+            if self._wake_scheduled:
+                return
+            self._wake_scheduled = True
+        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody is left to tell
+            self._loop.call_soon_threadsafe(self._on_produced)
+
+    def _on_produced(self) -> None:
+        with self._produced_lock:
+            events, self._produced = self._produced, []
+            self._wake_scheduled = False
+        self._act(self._session.produced(events))
+        self._on_readable()
+
+    def _on_readable(self) -> None:
+        if self._socket.closed:
+            return
+        received = 0
+        while received < MAX_RECEIVED_AT_ONCE and self._socket.events & zmq.POLLIN:
+            self._on_message(self._socket.recv_multipart(zmq.DONTWAIT))
+            received += 1
+        # Sending may consume the edge of the socket's descriptor, and the engine's events must have their turn.
+        if self._flush() or received == MAX_RECEIVED_AT_ONCE:
+            self._loop.call_soon(self._on_readable)
+
+    def _on_message(self, parts: list[bytes]) -> None:
+        if len(parts) != 2:
+            log.warning("dropped a message of %d parts; a message has one", len(parts) - 1)
+            return
+        identity, payload = parts
+        messages = decode_requests(payload)
+        self._act(self._session.received(identity, messages, time.monotonic(), self._sampler.steps))
+
+    def _on_tick(self) -> None:
+        self._on_readable()  # before leases are judged, so that a stall of our own costs nobody anything
+        self._act(self._session.tick(time.monotonic()))
+        self._on_readable()
+        if self._session.draining and not self._session.live and not self._outboxes:
+            self._idle.set()
+        self._tick_handle = self._loop.call_later(TICK_S, self._on_tick)
+
+    # ---- actions --------------------------------------------------------------------------------------------------
+
+    def _act(self, actions: Sequence[Action]) -> None:
+        jobs: list[Job] = []
+        for action in actions:
+            if type(action) is Send:
+                self._outbox(action.identity).add(action.reply)
+            elif isinstance(action, Submit):
+                request = action.request
+                jobs.append(
+                    Job(action.key, request.prompt, request.params, request.priority, self.on_events, request.parse)
+                )
+            elif isinstance(action, AbortRun):
+                self._sampler.abort_request(action.key)
+            elif isinstance(action, Report):
+                description = Description(action.request_id, self.description())
+                self._outbox(action.identity).add(description)
+        if jobs:
+            self._sampler.submit(jobs)
+
+    def description(self) -> dict[str, Any]:
+        """Facts and figures for ``Describe``."""
+        return {
+            **self._sampler.describe(),
+            **self._describe(),
+            "incarnation": self._session.incarnation,
+            "clients": self._session.clients,
+            "live": self._session.live,
+        }
+
+    def _outbox(self, identity: Identity) -> Outbox:
+        outbox = self._outboxes.get(identity)
+        if outbox is None:
+            outbox = self._outboxes[identity] = Outbox()
+        return outbox
+
+    def _flush(self) -> bool:
+        """Send what clients can take; whether anything was tried."""
+        if not self._outboxes:
+            return False
+        for identity in list(self._outboxes):
+            self._flush_one(identity, self._outboxes[identity])
+        if not self._outboxes:
+            return True
+        if self._retry is None:
+            self._retry = self._loop.call_later(RETRY_S, self._on_retry)
+        return False
+
+    def _on_retry(self) -> None:
+        self._retry = None
+        self._on_readable()
+
+    def _flush_one(self, identity: Identity, outbox: Outbox) -> None:
+        sent = 0
+        for batch in outbox.batches():
+            try:
+                self._socket.send_multipart((identity, encode(batch)), zmq.DONTWAIT)
+            except zmq.Again:
+                outbox.sent(sent)
+                return
+            except zmq.ZMQError as error:
+                if error.errno != errno.EHOSTUNREACH:
+                    raise
+                del self._outboxes[identity]
+                self._act(self._session.unreachable(identity))
+                return
+            sent += len(batch)
+        del self._outboxes[identity]
