@@ -194,34 +194,40 @@ class PoolConnection:
         poller.register(self._wake_reader, zmq.POLLIN)
         for descriptor in self._watched:
             poller.register(descriptor, zmq.POLLIN)
-        for peer in self._peers.values():
-            poller.register(peer.socket, zmq.POLLIN)
+        check_at = 0.0
         while not self._closing:
-            ready = dict(poller.poll(int(POLL_INTERVAL_S * 1000)))
-            self._take_commands()
             for peer in self._peers.values():
-                if peer.up and (peer.socket in ready or peer.backlog):
+                self._register(poller, peer)
+            ready = dict(poller.poll(int(POLL_INTERVAL_S * 1000)))
+            if self._wake_reader.fileno() in ready:
+                self._take_commands()
+            for peer in self._peers.values():
+                if peer.socket in ready and peer.up:
                     peer.receive()
                     peer.flush()
-                self._update_poller(poller, peer)
             for descriptor in [d for d in self._watched if d in ready]:
                 poller.unregister(descriptor)
                 self._died(self._watched.pop(descriptor))
                 os.close(descriptor)
-            self._check_liveness()
+            if time.monotonic() >= check_at:
+                self._check_liveness()
+                check_at = time.monotonic() + POLL_INTERVAL_S
         self._shut_down()
 
-    def _update_poller(self, poller: zmq.Poller, peer: Peer) -> None:
-        if not peer.up:
-            if peer.socket in poller:
-                poller.unregister(peer.socket)
-            return
-        poller.modify(peer.socket, zmq.POLLIN | zmq.POLLOUT if peer.backlog else zmq.POLLIN)
+    @staticmethod
+    def _register(poller: zmq.Poller, peer: Peer) -> None:
+        """Wait for what a worker sends, and for room where something waits to be sent to it."""
+        events = zmq.POLLIN | zmq.POLLOUT if peer.backlog else zmq.POLLIN
+        if peer.up and peer.polled_for != events:
+            poller.register(peer.socket, events)
+            peer.polled_for = events
+        elif not peer.up and peer.polled_for:
+            poller.unregister(peer.socket)
+            peer.polled_for = 0
 
     def _take_commands(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            while self._wake_reader.recv(4096):
-                pass
+            self._wake_reader.recv(4096)
         while self._commands:
             self._commands.popleft()()
 

@@ -48,6 +48,7 @@ class Peer:
         self.up = True
         self.down_reason = ""
         self.backlog: deque[bytes] = deque()
+        self.polled_for = 0  # the events that the I/O thread's poller waits for on the socket
         self.descriptions: dict[int, concurrent.futures.Future[dict[str, Any]]] = {}
         self._calls: dict[int, Call] = {}
         self._last_id = 0

@@ -66,17 +66,20 @@ class Detokenizer:
         return rest
 
     def _decode(self, token_ids: Sequence[int]) -> str:
-        before = len(self._window)
-        self._window.extend(token_ids)
-        text = self._codec.decode(self._window, skip_special_tokens=self._skip_special_tokens)
-        changing = min(len(text) - len(text.rstrip(REPLACEMENT)), MAX_INCOMPLETE)
-        end = max(len(text) - changing, self._context)
-        delta, self._context = text[self._context : end], end
-        if not changing and delta:
+        window = self._window
+        before = len(window)
+        window.extend(token_ids)
+        text = self._codec.decode(window, skip_special_tokens=self._skip_special_tokens)
+        changing = 0
+        if text.endswith(REPLACEMENT):
+            changing = min(len(text) - len(text.rstrip(REPLACEMENT)), MAX_INCOMPLETE)
+        start = self._context
+        end = self._context = max(len(text) - changing, start)
+        if end > start and not changing:
             self._slide(before, 0)
-        elif len(self._window) > MAX_WINDOW:
-            self._slide(len(self._window) - MAX_WINDOW // 8, len(text) - end)
-        return delta
+        elif len(window) > MAX_WINDOW:
+            self._slide(len(window) - MAX_WINDOW // 8, len(text) - end)
+        return text[start:end]
 
     def _slide(self, start: int, pending: int) -> None:
         """Forget the tokens before ``start``; the last ``pending`` characters have not been given out yet."""

@@ -161,6 +161,7 @@ class EngineLoop:
             else:
                 self._mark_rate()
                 self._wake.wait(RATE_WINDOW_S)
+        self._intake()
         self._fail_all(Aborted("The worker has stopped."))
         self.engine.close()
 
@@ -196,8 +197,12 @@ class EngineLoop:
         by_listener: dict[Listener, list[RequestEvent]] = {}
         for output in outputs:
             live = self._live.get(output.request_id)
-            if live is not None:
-                by_listener.setdefault(live.listener, []).append(self._with_text(live, output))
+            if live is None:
+                continue
+            results = by_listener.get(live.listener)
+            if results is None:
+                results = by_listener[live.listener] = []
+            results.append(self._with_text(live, output))
         for listener, results in by_listener.items():
             listener(results)
 

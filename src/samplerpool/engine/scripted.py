@@ -58,10 +58,12 @@ class ByteCodec:
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The text of these bytes; the end of the sequence shows as ``<eos>`` where special tokens are asked for."""
-        if skip_special_tokens or END_OF_SEQUENCE not in token_ids:
-            return bytes([t for t in token_ids if t < 256]).decode("utf-8", "replace")
-        data = b"".join(b"<eos>" if t == END_OF_SEQUENCE else bytes((t,)) for t in token_ids)
-        return data.decode("utf-8", "replace")
+        try:
+            return bytes(token_ids).decode("utf-8", "replace")
+        except ValueError:  # the end of the sequence is no byte
+            end = b"" if skip_special_tokens else b"<eos>"
+            data = b"".join(end if t == END_OF_SEQUENCE else bytes((t,)) for t in token_ids)
+            return data.decode("utf-8", "replace")
 
 
 class ScriptedRenderer:

@@ -183,9 +183,9 @@ class ConnectionFile:
             raise TransportError(f"{path} is not a connection file of this release: {error}.") from error
 
 
-def _connection_from(data: dict[str, Any]) -> ConnectionFile:
-    if data.get("format") != FORMAT:
-        raise ValueError(f"format {data.get('format')!r} instead of {FORMAT}")
+def _connection_from(data: Any) -> ConnectionFile:
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ValueError(f"it does not say format {FORMAT}")
     workers = tuple(WorkerEntry(**{**w, "process": ProcessId(**w["process"])}) for w in data["workers"])
     return ConnectionFile(**{**data, "workers": workers, "supervisor": ProcessId(**data["supervisor"])})
 

@@ -6,7 +6,7 @@ and not with the number of frames.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from samplerpool.wire.messages import Accepted, Reply, Tokens
 
@@ -28,23 +28,17 @@ class Outbox:
     def __bool__(self) -> bool:
         return bool(self._replies)
 
-    def add(self, reply: Reply) -> None:
-        """Put a reply behind the others, or its tokens to those of its request."""
-        if type(reply) is not Tokens:
-            self._replies.append(reply)
-            return
-        at = self._tokens_at.get(reply.request_id)
-        if at is None:
-            self._tokens_at[reply.request_id] = len(self._replies)
-            self._replies.append(reply)
-            return
-        waiting = self._replies[at]
-        assert isinstance(waiting, Tokens)
-        ids = waiting.token_ids
-        if not isinstance(ids, list):
-            ids = list(ids)
-        ids.extend(reply.token_ids)
-        self._replies[at] = Tokens(reply.request_id, waiting.index, ids, waiting.text + reply.text)
+    def extend(self, replies: Iterable[Reply]) -> None:
+        """Put replies behind the others, and tokens to those of their request."""
+        waiting, tokens_at = self._replies, self._tokens_at
+        for reply in replies:
+            if type(reply) is not Tokens:
+                waiting.append(reply)
+            elif (at := tokens_at.get(reply.request_id)) is None:
+                tokens_at[reply.request_id] = len(waiting)
+                waiting.append(reply)
+            else:
+                waiting[at] = _joined(waiting[at], reply)
 
     def batches(self) -> Iterator[list[Reply]]:
         """The replies, cut into messages of bounded size. Take each with ``sent`` once it is on its way."""
@@ -67,6 +61,13 @@ class Outbox:
             return
         del self._replies[:count]
         self._tokens_at = {r.request_id: at for at, r in enumerate(self._replies) if type(r) is Tokens}
+
+
+def _joined(first: Reply, second: Tokens) -> Tokens:
+    assert isinstance(first, Tokens)
+    ids = first.token_ids if isinstance(first.token_ids, list) else list(first.token_ids)
+    ids.extend(second.token_ids)
+    return Tokens(first.request_id, first.index, ids, first.text + second.text)
 
 
 def _weight(reply: Reply) -> int:

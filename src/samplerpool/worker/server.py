@@ -148,7 +148,7 @@ class WorkerServer:
         jobs: list[Job] = []
         for action in actions:
             if type(action) is Send:
-                self._outbox(action.identity).add(action.reply)
+                self._outbox(action.identity).extend(action.replies)
             elif isinstance(action, Submit):
                 request = action.request
                 jobs.append(
@@ -158,7 +158,7 @@ class WorkerServer:
                 self._sampler.abort_request(action.key)
             elif isinstance(action, Report):
                 description = Description(action.request_id, self.description())
-                self._outbox(action.identity).add(description)
+                self._outbox(action.identity).extend([description])
         if jobs:
             self._sampler.submit(jobs)
 

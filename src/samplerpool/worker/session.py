@@ -60,10 +60,10 @@ class AbortRun:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send a frame to a client, behind those already on their way to it."""
+    """Send frames to a client, behind those already on their way to it."""
 
     identity: Identity
-    reply: Reply
+    replies: Sequence[Reply]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,14 +141,14 @@ class Session:
                     actions += self._abort(client, request_id, Aborted("The request was aborted by its client."))
                 case Ping(ping_id):
                     pong = Pong(ping_id, self.incarnation, steps, list(client.live))
-                    actions.append(Send(identity, pong))
+                    actions.append(Send(identity, [pong]))
                 case Describe(request_id):
                     actions.append(Report(identity, request_id))
                 case Malformed(request_id, reason):
                     actions += self._malformed(client, request_id, reason)
                 case _:
                     error = ProtocolError(f"A worker does not take {type(message).__name__}.")
-                    actions.append(Send(identity, _failed(message.request_id, error)))
+                    actions.append(Send(identity, [_failed(message.request_id, error)]))
         return actions
 
     def _client(self, identity: Identity, now: float) -> _Client:
@@ -163,7 +163,7 @@ class Session:
     def _generate(self, client: _Client, request: Generate) -> Action:
         refusal = self._refusal(client, request)
         if refusal is not None:
-            return Send(client.identity, _failed(request.request_id, refusal))
+            return Send(client.identity, [_failed(request.request_id, refusal)])
         client.highest_id = request.request_id
         client.live[request.request_id] = _Live(request)
         return Submit((client.number, request.request_id), request)
@@ -190,53 +190,52 @@ class Session:
     def _abort(self, client: _Client, request_id: int, error: SamplerPoolError) -> list[Action]:
         if client.live.pop(request_id, None) is None:
             return []
-        return [AbortRun((client.number, request_id)), Send(client.identity, _failed(request_id, error))]
+        return [AbortRun((client.number, request_id)), Send(client.identity, [_failed(request_id, error)])]
 
     def _malformed(self, client: _Client, request_id: int, reason: str) -> list[Action]:
         """A live request of that id goes on: only the frame that could not be read is lost."""
         if request_id in client.live:
             request_id = 0
-        return [Send(client.identity, _failed(request_id, ProtocolError(reason)))]
+        return [Send(client.identity, [_failed(request_id, ProtocolError(reason))])]
 
     # ---- events of the sampler ------------------------------------------------------------------------------------
 
-    def produced(self, events: Sequence[RequestEvent]) -> list[Action]:
-        """What to send for events of the sampler."""
-        actions: list[Action] = []
+    def produced(self, events: Sequence[RequestEvent]) -> list[Send]:
+        """What to send for events of the sampler: one action a client."""
+        replies: dict[int, list[Reply]] = {}
         for event in events:
             number, request_id = event.request_id
             client = self._by_number.get(number)
             live = client.live.get(request_id) if client is not None else None
             if client is None or live is None:
                 continue
+            out = replies.get(number)
+            if out is None:
+                out = replies[number] = []
             if type(event) is RequestOutput:
-                self._output(client, live, event, actions)
+                self._output(client, live, event, out)
             elif isinstance(event, Admitted):
                 live.prompt_tokens = len(event.prompt_ids)
-                actions.append(Send(client.identity, Accepted(request_id, event.prompt_ids, event.seed)))
-        return actions
+                out.append(Accepted(request_id, event.prompt_ids, event.seed))
+        return [Send(self._by_number[number].identity, out) for number, out in replies.items() if out]
 
-    def _output(self, client: _Client, live: _Live, output: RequestOutput, actions: list[Action]) -> None:
+    def _output(self, client: _Client, live: _Live, output: RequestOutput, out: list[Reply]) -> None:
         request_id = live.request.request_id
-        if live.request.stream:
-            if output.token_ids or output.text:
-                tokens = Tokens(request_id, output.index, output.token_ids, output.text)
-                actions.append(Send(client.identity, tokens))
-        else:
+        if not live.request.stream:
             self._collect(live, output)
+        elif output.token_ids or output.text:
+            out.append(Tokens(request_id, output.index, output.token_ids, output.text))
         if output.finish_reason is None:
             return
         del client.live[request_id]
         if output.error is not None:
-            actions.append(Send(client.identity, _failed(request_id, output.error)))
+            out.append(_failed(request_id, output.error))
             return
         if live.token_ids:
-            tokens = Tokens(request_id, live.index, live.token_ids, "".join(live.texts))
-            actions.append(Send(client.identity, tokens))
-        finished = Finished(
-            request_id, output.finish_reason, live.prompt_tokens, output.completion_tokens, output.message
+            out.append(Tokens(request_id, live.index, live.token_ids, "".join(live.texts)))
+        out.append(
+            Finished(request_id, output.finish_reason, live.prompt_tokens, output.completion_tokens, output.message)
         )
-        actions.append(Send(client.identity, finished))
 
     @staticmethod
     def _collect(live: _Live, output: RequestOutput) -> None:

@@ -1,0 +1,92 @@
+"""The client's pure parts: one response's life, signs of life, the choice of a worker."""
+
+from __future__ import annotations
+
+import pytest
+
+from samplerpool.client.liveness import MAX_UNANSWERED, PING_INTERVAL_S, Liveness
+from samplerpool.client.response import Call
+from samplerpool.client.routing import WorkerView, choose
+from samplerpool.errors import Aborted, PromptTooLong, ProtocolError
+from samplerpool.wire.messages import Accepted, Failed, Finished, TokenPrompt, Tokens
+
+
+def call() -> Call:
+    return Call(TokenPrompt([1, 2]), {"max_new_tokens": 7})
+
+
+def test_a_response_fills_up_and_ends() -> None:
+    c = call()
+    for frame in (Accepted(1, [1, 2], 5), Tokens(1, 0, [3], "a"), Tokens(1, 1, [4, 5], "bc")):
+        c.feed(frame)
+    assert (c.text, c.token_ids, c.seed, c.delta, c.done) == ("abc", [3, 4, 5], 5, "bc", False)
+    c.feed(Finished(1, "stop", 2, 3))
+    assert (c.done, c.error, c.finish_reason, c.delta) == (True, None, "stop", "")
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [Tokens(1, 1, [3], "a")],
+        [Tokens(1, 0, [3], "a"), Tokens(1, 0, [3], "a")],
+        [Tokens(1, 0, [3], "a"), Tokens(1, 2, [3], "a")],
+        [Accepted(1, [], 0), Accepted(1, [], 0)],
+        [Tokens(1, 0, [3], "a"), Finished(1, "stop", 2, 2)],
+    ],
+)
+def test_gaps_repeats_and_disorder_are_errors(frames: list[Tokens]) -> None:
+    c = call()
+    for frame in frames[:-1]:
+        c.feed(frame)
+    with pytest.raises(ProtocolError):
+        c.feed(frames[-1])
+
+
+def test_a_continuation_counts_from_what_was_there() -> None:
+    c = Call(TokenPrompt([1], [7, 8], 2))
+    c.feed(Tokens(1, 2, [9], "c"))
+    c.feed(Finished(1, "stop", 1, 3))
+    assert c.token_ids == [9]
+
+
+def test_a_failure_arrives_as_its_own_class_and_the_first_end_wins() -> None:
+    c = call()
+    c.feed(Failed(1, "PromptTooLong", "too long", {"limit": 5}))
+    c.fail(Aborted("late"))
+    assert isinstance(c.error, PromptTooLong)
+    assert c.error.data == {"limit": 5}
+
+
+def test_pings_go_out_at_intervals_while_there_is_something_to_wait_for() -> None:
+    signs = Liveness()
+    assert signs.due(0.0, busy=False) is None
+    assert signs.due(100.0, busy=True) == 1
+    assert signs.due(100.0 + PING_INTERVAL_S / 2, busy=True) is None
+    assert signs.due(100.0 + PING_INTERVAL_S, busy=True) == 2
+
+
+def test_a_worker_is_given_up_after_unanswered_probes_however_long_they_took() -> None:
+    signs = Liveness()
+    for n in range(MAX_UNANSWERED):
+        signs.due(n * 1000.0, busy=True)
+    assert not signs.unresponsive
+    signs.due(1e9, busy=True)
+    assert signs.unresponsive
+    signs.heard()
+    assert not signs.unresponsive
+
+
+def test_a_request_that_the_worker_does_not_know_is_lost_unless_it_is_younger_than_the_ping() -> None:
+    signs = Liveness()
+    signs.due(100.0, busy=True)
+    calls = [(1, 50.0), (2, 60.0), (3, 100.5)]
+    assert signs.lost(1, live=[2], calls=calls) == [1]
+    assert signs.lost(1, live=[], calls=calls) == []
+
+
+def test_the_least_loaded_worker_is_chosen() -> None:
+    views = [WorkerView(0, True, 1, 500), WorkerView(1, True, 3, 90), WorkerView(2, False, 0, 0)]
+    assert choose(views) == 1
+    assert choose(views, preferred=0) == 0
+    assert choose(views, preferred=2) == 1
+    assert choose([views[2]]) is None

@@ -1,0 +1,103 @@
+"""The engine's thread: text, stop strings, failures, the end."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from samplerpool.config.arguments import EngineConfig
+from samplerpool.config.sampling import resolve, sampling_params
+from samplerpool.engine.base import EngineRequest
+from samplerpool.engine.loop import EngineLoop, RequestEvent, RequestOutput
+from samplerpool.engine.scripted import ScriptedEngine, ScriptedRenderer
+from samplerpool.errors import Aborted, EngineError
+
+TIMEOUT_S = 10.0
+
+
+class Collector:
+    """Gathers outputs until a request has ended."""
+
+    def __init__(self) -> None:
+        self.events: queue.SimpleQueue[RequestEvent] = queue.SimpleQueue()
+
+    def __call__(self, events: Sequence[RequestEvent]) -> None:
+        for event in events:
+            self.events.put(event)
+
+    def until_end(self) -> list[RequestOutput]:
+        outputs: list[RequestOutput] = []
+        while not outputs or outputs[-1].finish_reason is None:
+            event = self.events.get(timeout=TIMEOUT_S)
+            assert isinstance(event, RequestOutput)
+            outputs.append(event)
+        return outputs
+
+
+@pytest.fixture
+def loop() -> Iterator[EngineLoop]:
+    loop = EngineLoop(ScriptedEngine(EngineConfig()), ScriptedRenderer())
+    yield loop
+    loop.close()
+
+
+def request(text: str, number: int = 1, **params: Any) -> EngineRequest:
+    resolved = resolve(sampling_params({"max_new_tokens": 1000, "seed": 1, **params}))
+    return EngineRequest((0, number), tuple(f"<user>{text}\n".encode()), resolved)
+
+
+def run(loop: EngineLoop, request: EngineRequest, **options: Any) -> list[RequestOutput]:
+    collector = Collector()
+    loop.submit(request, collector, **options)
+    return collector.until_end()
+
+
+def test_tokens_are_numbered_without_gaps_and_text_adds_up(loop: EngineLoop) -> None:
+    outputs = run(loop, request("[[say:héllo 👋]]"))
+    assert "".join(o.text for o in outputs) == "héllo 👋"
+    position = 0
+    for output in outputs:
+        assert output.index == position
+        position += len(output.token_ids)
+    assert (outputs[-1].finish_reason, outputs[-1].completion_tokens) == ("stop", position)
+
+
+def test_a_stop_string_ends_the_request_and_frees_its_place(loop: EngineLoop) -> None:
+    outputs = run(loop, request("[[say:one two three]]", stop=["two"]))
+    assert "".join(o.text for o in outputs) == "one "
+    assert outputs[-1].finish_reason == "stop"
+    assert outputs[-1].completion_tokens == len("one two")
+    assert not loop.engine.has_work()
+
+
+def test_the_parsed_answer_comes_with_the_last_output(loop: EngineLoop) -> None:
+    outputs = run(loop, request("[[say:yes]]"), parse=True)
+    assert outputs[-1].message == {"role": "assistant", "content": [{"type": "text", "value": "yes"}]}
+    assert all(o.message is None for o in outputs[:-1])
+
+
+def test_a_step_that_raises_fails_all_and_the_loop_goes_on(loop: EngineLoop) -> None:
+    bystander = Collector()
+    loop.submit(request("[[tokens:1000]][[pace:0.05]]", 2), bystander)
+    assert isinstance(run(loop, request("[[raise:1]]"))[-1].error, EngineError)
+    assert isinstance(bystander.until_end()[-1].error, EngineError)
+    assert run(loop, request("[[say:fine]]", 3))[-1].finish_reason == "stop"
+
+
+def test_an_aborted_request_is_silent_and_closing_fails_the_rest(loop: EngineLoop) -> None:
+    aborted, rest = Collector(), Collector()
+    loop.submit(request("[[tokens:900]][[pace:0.01]]", 1), aborted)
+    loop.submit(request("[[tokens:900]][[pace:0.01]]", 2), rest)
+    rest.events.get(timeout=TIMEOUT_S)
+    loop.abort((0, 1))
+    loop.abort((0, 99))
+    loop.close()
+    outputs = rest.until_end()
+    assert isinstance(outputs[-1].error, Aborted)
+    while not aborted.events.empty():
+        event = aborted.events.get()
+        assert isinstance(event, RequestOutput)
+        assert event.finish_reason is None

@@ -1,0 +1,181 @@
+"""The codec: what goes in comes out, and nothing else is let in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from samplerpool.errors import PromptTooLong, ProtocolError, SamplerPoolError
+from samplerpool.wire import codec
+from samplerpool.wire.codec import PROTOCOL_VERSION, decode_replies, decode_requests, encode
+from samplerpool.wire.messages import (
+    Abort,
+    Accepted,
+    ChatPrompt,
+    Describe,
+    Description,
+    Failed,
+    Finished,
+    Generate,
+    Malformed,
+    Ping,
+    Pong,
+    Stop,
+    TokenPrompt,
+    Tokens,
+)
+
+MESSAGES = [
+    {"role": "system", "content": [{"type": "text", "value": "Be brief."}]},
+    {"role": "user", "content": [{"type": "text", "value": "héllo 👋"}], "loss_weight": 0.0},
+]
+REQUESTS = [
+    Generate(
+        1, "abc", ChatPrompt(MESSAGES, '[{"name": "f"}]', {"enable_thinking": False}), {"top_k": 3}, 1, False, True
+    ),
+    Generate(2, "abc", TokenPrompt([1, 2], [3], 4), {}),
+    Abort(2),
+    Ping(7),
+    Describe(8),
+    Stop(9, 2.5),
+]
+REPLIES = [
+    Accepted(1, [5, 6], 42),
+    Tokens(1, 0, [7, 8], "ab"),
+    Finished(1, "stop", 2, 2, MESSAGES[0]),
+    Finished(2, "length", 2, 2, None),
+    Failed(3, "PromptTooLong", "too long", {"limit": 5}),
+    Pong(7, "abc", 99, [1, 2]),
+    Description(8, {"running": 3, "nested": {"a": [1, None]}}),
+]
+
+
+def test_requests_and_replies_survive() -> None:
+    assert decode_requests(encode(REQUESTS)) == REQUESTS
+    assert decode_replies(encode(REPLIES)) == REPLIES
+
+
+def test_an_error_survives_with_its_class_and_data() -> None:
+    error = PromptTooLong("too long", prompt_tokens=9, limit=5)
+    back = SamplerPoolError.from_wire(*error.to_wire())
+    assert (type(back), back.message, back.data) == (PromptTooLong, "too long", {"prompt_tokens": 9, "limit": 5})
+
+
+def test_one_malformed_entry_leaves_the_others_alone() -> None:
+    data = msgpack.packb((PROTOCOL_VERSION, [[2, 5], [2, "x"], [1, 6, "abc"], [99, 7], [3, 8]]))
+    first, second, third, fourth, fifth = decode_requests(data)
+    assert (first, fifth) == (Abort(5), Ping(8))
+    assert [type(m) for m in (second, third, fourth)] == [Malformed] * 3
+    assert [m.request_id for m in (second, third, fourth)] == [0, 6, 7]
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def generate_entry(**changes: Any) -> list[Any]:
+    fields = {
+        "id": 1,
+        "incarnation": "abc",
+        "prompt": [0, MESSAGES, None, {}],
+        "params": {},
+        "priority": 0,
+        "stream": True,
+        "parse": False,
+    }
+    return [1, *{**fields, **changes}.values()]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        generate_entry(id=0),
+        generate_entry(id=-1),
+        generate_entry(id=True),
+        generate_entry(id=2**60),
+        generate_entry(incarnation=5),
+        generate_entry(params={"stop": nested(100)}),
+        generate_entry(params=[1]),
+        generate_entry(priority=2),
+        generate_entry(priority=True),
+        generate_entry(stream=1),
+        generate_entry(prompt=[1, [2**31], [], 0]),
+        generate_entry(prompt=[1, [-1], [], 0]),
+        generate_entry(prompt=[1, ["a"], [], 0]),
+        generate_entry(prompt=[7, [], [], 0]),
+        generate_entry(prompt=[0, [{"role": "root", "content": []}], None, {}]),
+        generate_entry(prompt=[0, [{"role": "user", "content": "text"}], None, {}]),
+        generate_entry(prompt=[0, [{"role": "user", "content": [{"type": "text", "value": 1}]}], None, {}]),
+        generate_entry(prompt=[0, [{"role": "user", "content": [{"type": "code", "value": ""}]}], None, {}]),
+        generate_entry(prompt=[0, MESSAGES, 5, {}]),
+        [5, 1, float("nan")],
+        [5, 1, -1],
+        [5, 1, True],
+    ],
+)
+def test_a_bad_field_is_refused(entry: list[Any]) -> None:
+    (message,) = decode_requests(msgpack.packb((PROTOCOL_VERSION, [entry])))
+    assert isinstance(message, Malformed)
+    assert message.reason.startswith("Malformed message: ")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xc1",
+        msgpack.packb(5),
+        msgpack.packb([PROTOCOL_VERSION]),
+        msgpack.packb([PROTOCOL_VERSION, 5]),
+        msgpack.packb([PROTOCOL_VERSION + 1, []]),
+        msgpack.packb([PROTOCOL_VERSION, [msgpack.ExtType(5, b"x")]]),
+        msgpack.packb([PROTOCOL_VERSION, [msgpack.Timestamp(5)]]),
+        msgpack.packb([PROTOCOL_VERSION, []]) + b"x",
+        b"\x92\x01\x91\xa2\xff\xfe",
+        b"\x91" * 5000 + b"\x01",
+        b"\xdd\xff\xff\xff\xff",
+    ],
+)
+def test_an_unreadable_envelope_is_one_malformed(data: bytes) -> None:
+    (message,) = decode_requests(data)
+    assert isinstance(message, Malformed)
+    assert message.request_id == 0
+
+
+def test_too_many_entries_are_refused() -> None:
+    (message,) = decode_requests(msgpack.packb((PROTOCOL_VERSION, [[3, 1]] * (codec.MAX_ENTRIES + 1))))
+    assert isinstance(message, Malformed)
+
+
+def test_what_is_too_large_or_cannot_be_packed_is_an_error_of_the_sender(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ProtocolError, match="surrogate"):
+        encode([Tokens(1, 0, [1], "\ud800")])
+    with pytest.raises(ProtocolError, match="cannot be packed"):
+        encode([Description(1, {"value": object()})])
+    monkeypatch.setattr(codec, "MAX_MESSAGE_BYTES", 100)
+    with pytest.raises(ProtocolError, match="limit is 100"):
+        encode([Tokens(1, 0, [1], "x" * 200)])
+
+
+@given(st.binary(max_size=400))
+@settings(max_examples=500, deadline=None)
+def test_random_bytes_never_raise(data: bytes) -> None:
+    assert all(isinstance(m, Malformed) or m for m in decode_requests(data))
+    assert all(isinstance(m, Malformed) or m for m in decode_replies(data))
+
+
+@given(st.data())
+@settings(max_examples=500, deadline=None)
+def test_mutated_messages_never_raise(data: st.DataObject) -> None:
+    good = bytearray(encode(data.draw(st.sampled_from([REQUESTS, REPLIES]))))
+    for _ in range(data.draw(st.integers(1, 4))):
+        good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
+    decode_requests(bytes(good))
+    decode_replies(bytes(good))

@@ -1,0 +1,131 @@
+"""The worker's request table, by its actions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from samplerpool.engine.loop import Admitted, RequestOutput
+from samplerpool.errors import EngineError
+from samplerpool.wire.messages import (
+    Abort,
+    Accepted,
+    Describe,
+    Failed,
+    Finished,
+    Generate,
+    Malformed,
+    Ping,
+    Pong,
+    TokenPrompt,
+    Tokens,
+)
+from samplerpool.worker.session import AbortRun, Report, Send, Session, Submit
+
+A, B = b"client-a", b"client-b"
+
+
+def request(request_id: int = 1, **changes: Any) -> Generate:
+    return Generate(
+        **{"request_id": request_id, "incarnation": "i1", "prompt": TokenPrompt([1]), "params": {}, **changes}
+    )
+
+
+def session(**options: Any) -> Session:
+    return Session("i1", **options)
+
+
+def errors(actions: list[Any]) -> list[str]:
+    return [r.error for a in actions if isinstance(a, Send) for r in a.replies if isinstance(r, Failed)]
+
+
+def test_a_streamed_request_from_start_to_end() -> None:
+    table = session()
+    assert table.received(A, [request()], 0.0) == [Submit((1, 1), request())]
+    assert table.produced([Admitted((1, 1), (9, 8), 42)]) == [Send(A, [Accepted(1, (9, 8), 42)])]
+    assert table.produced([RequestOutput((1, 1), 0, [5], "a")]) == [Send(A, [Tokens(1, 0, [5], "a")])]
+    last = RequestOutput((1, 1), 1, [6], "b", "stop", None, 2)
+    assert table.produced([last]) == [Send(A, [Tokens(1, 1, [6], "b"), Finished(1, "stop", 2, 2, None)])]
+    assert table.live == 0
+    assert table.produced([last]) == []
+
+
+def test_without_streaming_all_tokens_come_at_the_end() -> None:
+    table = session()
+    table.received(A, [request(stream=False)], 0.0)
+    assert table.produced([RequestOutput((1, 1), 0, [5], "a"), RequestOutput((1, 1), 1, [6], "b")]) == []
+    assert table.produced([RequestOutput((1, 1), 2, [7], "c", "length", None, 3)]) == [
+        Send(A, [Tokens(1, 0, [5, 6, 7], "abc"), Finished(1, "length", 0, 3, None)])
+    ]
+
+
+def test_an_abort_ends_a_request_once() -> None:
+    table = session()
+    table.received(A, [request()], 0.0)
+    actions = table.received(A, [Abort(1)], 0.0)
+    assert actions[0] == AbortRun((1, 1))
+    assert errors(actions) == ["Aborted"]
+    assert table.received(A, [Abort(1), Abort(77)], 0.0) == []
+    assert table.produced([RequestOutput((1, 1), 0, [5], "a", "stop", None, 1)]) == []
+
+
+def test_clients_do_not_see_each_other() -> None:
+    table = session()
+    table.received(A, [request()], 0.0)
+    assert table.received(B, [Abort(1)], 0.0) == []
+    assert table.received(B, [request()], 0.0) == [Submit((2, 1), request())]
+    assert table.received(B, [Ping(3)], 0.0, steps=5) == [Send(B, [Pong(3, "i1", 5, [1])])]
+
+
+def test_refusals() -> None:
+    table = session(max_live_per_client=1)
+    assert errors(table.received(A, [request(incarnation="old")], 0.0)) == ["WrongIncarnation"]
+    assert errors(table.received(A, [request(2), request(3), request(2)], 0.0)) == ["QueueFull", "ProtocolError"]
+    table.draining = True
+    assert errors(table.received(A, [request(4)], 0.0)) == ["WorkerDraining"]
+
+
+def test_a_malformed_frame_costs_its_sender_that_frame_alone() -> None:
+    table = session()
+    table.received(A, [request(1)], 0.0)
+    (action,) = table.received(A, [Malformed(1, "bad")], 0.0)
+    assert isinstance(action, Send)
+    (reply,) = action.replies
+    assert isinstance(reply, Failed)
+    assert reply.request_id == 0
+    assert table.live == 1
+    assert errors(table.received(A, [Malformed(2, "bad"), request(3)], 0.0)) == ["ProtocolError"]
+    assert table.live == 2
+
+
+def test_an_error_of_the_engine_is_terminal() -> None:
+    table = session()
+    table.received(A, [request()], 0.0)
+    (action,) = table.produced([RequestOutput((1, 1), 0, (), "", "error", EngineError("broke", token=3))])
+    assert action == Send(A, [Failed(1, "EngineError", "broke", {"token": 3})])
+
+
+def test_a_lease_is_renewed_by_anything_and_lapses_in_silence() -> None:
+    table = session(lease_s=60)
+    table.received(A, [request()], 0.0)
+    table.received(B, [request()], 0.0)
+    table.received(B, [Ping(1)], 50.0)
+    actions = table.tick(61.0)
+    assert actions[0] == AbortRun((1, 1))
+    assert errors(actions) == ["LeaseExpired"]
+    assert table.clients == 1
+    assert table.tick(100.0) == []
+
+
+def test_a_vanished_client_takes_its_requests_along() -> None:
+    table = session()
+    table.received(A, [request(1), request(2)], 0.0)
+    assert table.unreachable(A) == [AbortRun((1, 1)), AbortRun((1, 2))]
+    assert table.unreachable(A) == []
+    assert table.live == table.clients == 0
+
+
+def test_describe_is_reported_and_stop_fails_what_is_left() -> None:
+    table = session()
+    assert table.received(A, [Describe(4), request(5)], 0.0)[0] == Report(A, 4)
+    assert errors(table.stop("The worker is stopping.")) == ["WorkerDraining"]
+    assert errors(table.received(A, [request(6)], 0.0)) == ["WorkerDraining"]
