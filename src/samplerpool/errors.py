@@ -14,6 +14,7 @@ By whose fault it is::
     ├── RequestError               this one request failed; the worker lives
     │   ├── PromptTooLong          prompt (and the tokens asked for) exceed what the worker can hold
     │   ├── UnsupportedParameter   the engine cannot honour a parameter
+    │   ├── BadRow                 a row of a data set that holds nothing to answer, or cannot be read
     │   ├── RenderError            the messages cannot be turned into a prompt
     │   ├── Aborted                the client, or the worker's end, cancelled it
     │   ├── EngineError            the engine raised while working on it
@@ -118,6 +119,10 @@ class PromptTooLong(RequestError):
 
 class UnsupportedParameter(RequestError):
     """The engine cannot honour a parameter (``parameter``, ``engine``)."""
+
+
+class BadRow(RequestError):
+    """A row of a data set that cannot be read, or holds no conversation to answer."""
 
 
 class RenderError(RequestError):

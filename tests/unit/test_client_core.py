@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from samplerpool.client import routing
 from samplerpool.client.liveness import MAX_UNANSWERED, PING_INTERVAL_S, Liveness
 from samplerpool.client.response import Call
-from samplerpool.client.routing import WorkerView, choose
+from samplerpool.client.routing import Affinity, WorkerView, choose
 from samplerpool.errors import Aborted, PromptTooLong, ProtocolError
+from samplerpool.types import Message
 from samplerpool.wire.messages import Accepted, Failed, Finished, TokenPrompt, Tokens
 
 
@@ -90,3 +92,19 @@ def test_the_least_loaded_worker_is_chosen() -> None:
     assert choose(views, preferred=0) == 0
     assert choose(views, preferred=2) == 1
     assert choose([views[2]]) is None
+
+
+def turns(*texts: str) -> list[Message]:
+    roles = ("user", "assistant")
+    return [{"role": roles[n % 2], "content": [{"type": "text", "value": t}]} for n, t in enumerate(texts)]  # type: ignore[typeddict-item]
+
+
+def test_a_conversation_goes_back_to_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    affinity = Affinity()
+    affinity.remember(turns("a"), 3)
+    assert affinity.preferred(turns("a")) is None
+    assert affinity.preferred(turns("a", "whatever", "b")) == 3
+    assert affinity.preferred(turns("x", "whatever", "b")) is None
+    monkeypatch.setattr(routing, "MAX_REMEMBERED", 1)
+    affinity.remember(turns("c"), 1)
+    assert affinity.preferred(turns("a", "whatever", "b")) is None

@@ -106,8 +106,17 @@ class PoolConnection:
     # ---- from any thread ------------------------------------------------------------------------------------------
 
     def workers(self) -> list[WorkerView]:
-        """The workers as this connection sees them now."""
+        """The workers as this connection sees them now.
+
+        Raises:
+            UsageError: the connection is closed, or was made before a fork.
+        """
+        self._check_usable()
         return [peer.view() for peer in self._peers.values()]
+
+    def messages_received(self) -> int:
+        """ZeroMQ messages that have come from all workers."""
+        return sum(peer.messages_received for peer in self._peers.values())
 
     def submit(self, worker_index: int, calls: Sequence[Call]) -> None:
         """Send calls to a worker, in one message. Each ends, if need be with an error: nothing is raised for a dead
@@ -160,13 +169,16 @@ class PoolConnection:
         atexit.unregister(self._at_exit)
 
     def _peer(self, worker_index: int) -> Peer:
+        self._check_usable()
+        if worker_index not in self._peers:
+            raise UsageError(f"There is no worker {worker_index}; connected: {sorted(self._peers)}.")
+        return self._peers[worker_index]
+
+    def _check_usable(self) -> None:
         if os.getpid() != self._owner_pid:
             raise UsageError("This connection was made before a fork; connect again in the child.")
         if self._closing:
             raise UsageError("This connection is closed; connect again.")
-        if worker_index not in self._peers:
-            raise UsageError(f"There is no worker {worker_index}; connected: {sorted(self._peers)}.")
-        return self._peers[worker_index]
 
     def _command(self, command: Callable[[], None]) -> None:
         self._commands.append(command)

@@ -48,6 +48,7 @@ class Peer:
         self.up = True
         self.down_reason = ""
         self.backlog: deque[bytes] = deque()
+        self.messages_received = 0
         self.polled_for = 0  # the events that the I/O thread's poller waits for on the socket
         self.descriptions: dict[int, concurrent.futures.Future[dict[str, Any]]] = {}
         self._calls: dict[int, Call] = {}
@@ -148,6 +149,7 @@ class Peer:
                 data = self.socket.recv(zmq.DONTWAIT)
             except zmq.Again:
                 return
+            self.messages_received += 1
             for reply in decode_replies(data):
                 self._reply(reply)
             self._liveness.heard()

@@ -135,7 +135,9 @@ class WorkerConfig:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> WorkerConfig:
         """The inverse of ``dataclasses.asdict``, from JSON."""
-        sample = {name: tuple(v) if isinstance(v, list) else v for name, v in data["sample_args"].items()}
+        sample: dict[str, Any] = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in data["sample_args"].items()
+        }
         return cls(
             **{
                 **data,

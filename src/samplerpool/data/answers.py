@@ -78,8 +78,13 @@ def _generation(result: RowResult, samples: int) -> Generation:
         "prompt_tokens": answer.prompt_tokens if answer else 0,
         "completion_tokens": answer.completion_tokens if answer else 0,
         "seed": answer.seed if answer else result.seed,
-        "error": f"{type(error).__name__}: {error.message}" if error else None,
+        "error": error_text(error) if error else None,
     }
     if samples > 1:
         generation["sample"] = result.sample
     return generation
+
+
+def error_text(error: SamplerPoolError) -> str:
+    """Class and sentence, as a row shows them."""
+    return f"{type(error).__name__}: {error.message}"

@@ -258,7 +258,7 @@ class ScriptedEngine:
     def abort(self, request_id: RequestId) -> None:
         """Forget a request."""
         for table in (self._running, *self._queues):
-            table.pop(request_id, None)  # type: ignore[attr-defined]
+            table.pop(request_id, None)
 
     def has_work(self) -> bool:
         """Whether any request is running or queued."""
@@ -271,4 +271,4 @@ class ScriptedEngine:
     def close(self) -> None:
         """Drop everything."""
         for table in (self._running, *self._queues):
-            table.clear()  # type: ignore[attr-defined]
+            table.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import secrets
 import time
@@ -152,9 +153,13 @@ class BaseSampler:
     ) -> Job:
         loop = asyncio.get_running_loop()
 
+        def put(new: Sequence[RequestEvent]) -> None:
+            for event in new:
+                events.put_nowait(event)
+
         def listener(new: Sequence[RequestEvent]) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(lambda: [events.put_nowait(event) for event in new])
+            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits
+                loop.call_soon_threadsafe(put, new)
 
         return Job((LOCAL_CLIENT, next(self._numbers)), prompt, params, priority, listener, parse)
 

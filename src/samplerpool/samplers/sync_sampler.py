@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from samplerpool.batch.runner import infer
 from samplerpool.client.connection import PoolConnection, WorkerAddress
 from samplerpool.client.response import Call
-from samplerpool.client.routing import choose
+from samplerpool.client.routing import Affinity, choose
 from samplerpool.config.arguments import ModelArguments, PoolArguments, SampleArguments
 from samplerpool.config.sampling import sampling_params
 from samplerpool.data.messages import to_v1
@@ -60,6 +60,7 @@ class SyncSampler(BaseSampler):
         self.connection_file = file
         self._resources.callback(connection.close)
         self._last = threading.local()
+        self._affinity = Affinity()
 
     @classmethod
     def _over(cls, resources: ExitStack, file: ConnectionFile, worker: int | None = None) -> SyncSampler:
@@ -176,9 +177,11 @@ class SyncSampler(BaseSampler):
             if call.done:
                 deltas.put(None)
 
-        call = Call(prompt, params, on_update=on_update)
+        call = Call(prompt, params, parse=True, on_update=on_update)
         self._last.call = call
-        self.connection.submit(self._choose(), [call])
+        worker = self._choose(self._affinity.preferred(prompt.messages))
+        self._affinity.remember(prompt.messages, worker)
+        self.connection.submit(worker, [call])
         try:
             while (delta := deltas.get()) is not None:
                 yield delta
@@ -188,9 +191,9 @@ class SyncSampler(BaseSampler):
         if call.error is not None:
             raise call.error
 
-    def _choose(self) -> int:
+    def _choose(self, preferred: int | None) -> int:
         workers = self.connection.workers()
-        chosen = choose(workers)
+        chosen = choose(workers, preferred=preferred)
         if chosen is None:
             reasons = " ".join(worker.down_reason for worker in workers)
             raise WorkerDied(f"No worker of the pool is left. {reasons}", text="")

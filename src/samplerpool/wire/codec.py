@@ -94,7 +94,8 @@ def _entries(data: bytes) -> list[Any]:
         raise ProtocolError(f"Not a msgpack message: {type(error).__name__} {error}".rstrip() + ".") from error
     if not isinstance(envelope, list) or len(envelope) != 2 or not isinstance(envelope[1], list):
         raise ProtocolError("An envelope must be [version, [entry, ...]].")
-    version, entries = envelope
+    version: Any = envelope[0]
+    entries: list[Any] = envelope[1]
     if version != PROTOCOL_VERSION or isinstance(version, bool):
         raise ProtocolError(
             f"Protocol version {version!r} is not {PROTOCOL_VERSION}; use the same release on both sides."

@@ -230,11 +230,13 @@ def running_pools() -> list[ConnectionFile]:
 
 
 def remove_leftovers(path: Path, connection: ConnectionFile) -> None:
-    """Remove a dead pool's connection file and sockets."""
+    """Remove a dead pool's connection file, sockets and lock file."""
     for endpoint in (connection.endpoint, *(worker.endpoint for worker in connection.workers)):
         remove_socket(endpoint)
     with contextlib.suppress(OSError):
         path.unlink()
+    with contextlib.suppress(PoolNameTaken, UsageError), name_lock(connection.pool):
+        pass  # letting go of the name removes the file; a successor that holds it keeps it
 
 
 def find_pool(name: str | None = None) -> ConnectionFile:

@@ -119,12 +119,15 @@ class WorkerServer:
         if self._socket.closed:
             return
         received = 0
-        while received < MAX_RECEIVED_AT_ONCE and self._socket.events & zmq.POLLIN:
+        while received < MAX_RECEIVED_AT_ONCE and self._readable():
             self._on_message(self._socket.recv_multipart(zmq.DONTWAIT))
             received += 1
         # Sending may consume the edge of the socket's descriptor, and the engine's events must have their turn.
         if self._flush() or received == MAX_RECEIVED_AT_ONCE:
             self._loop.call_soon(self._on_readable)
+
+    def _readable(self) -> bool:
+        return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
     def _on_message(self, parts: list[bytes]) -> None:
         if len(parts) != 2:

@@ -1,0 +1,140 @@
+"""What goes into and comes out of the batch state machine: the records, the events and the actions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from samplerpool.data.answers import Answer, RowResult
+from samplerpool.data.rows import Row
+from samplerpool.errors import SamplerPoolError
+
+
+class Slot:
+    """A row between reading and giving back: its answers as they come, one place a sample."""
+
+    __slots__ = ("missing", "results", "row")
+
+    def __init__(self, row: Row, samples: int) -> None:
+        self.row = row
+        self.results: list[RowResult | None] = [None] * samples
+        self.missing = samples
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One request to be made: a row, the number of the sample, its seed, and how often it was handed out."""
+
+    slot: Slot
+    sample: int
+    seed: int
+    attempts: int = 0
+
+    @property
+    def row(self) -> Row:
+        """What is to be answered."""
+        return self.slot.row
+
+
+# ---- events -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RowsRead:
+    """The next rows of the input, in order."""
+
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True, slots=True)
+class InputEnded:
+    """There are no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerUp:
+    """A worker is there, or there again. ``max_batch``: requests that it works on at a time."""
+
+    worker: int
+    max_batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDown:
+    """A worker is gone. Each job that it held fails on its own (``RequestFailed``)."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRested:
+    """A worker that was full may be asked again."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A worker answered a job."""
+
+    worker: int
+    job: Job
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFailed:
+    """A job ended with an error; whose fault it is shows in the error's class."""
+
+    worker: int
+    job: Job
+    error: SamplerPoolError
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    """Hand nothing more out and let what runs finish, or (``at_once``) do not even wait for that."""
+
+    at_once: bool = False
+
+
+Event = RowsRead | InputEnded | WorkerUp | WorkerDown | WorkerRested | Answered | RequestFailed | StopRequested
+
+# ---- actions ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """Send these jobs to a worker, in one message."""
+
+    worker: int
+    jobs: list[Job]
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """Give this result back. They come ordered by (row, sample)."""
+
+    result: RowResult
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """Send ``WorkerRested`` in a moment: the worker's queue is full."""
+
+    worker: int
+
+
+Outcome = Literal["complete", "stopped", "no_workers", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The run has ended; nothing follows. ``error``: with ``failed``, what every row would fail with."""
+
+    outcome: Outcome
+    error: SamplerPoolError | None = None
+
+
+Action = Assign | Emit | Rest | Finish

@@ -1,0 +1,299 @@
+"""The I/O shell of a batch run: reads rows, sends calls, waits for answers. ``batch.state`` decides what to do."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, cast
+
+from samplerpool.batch.events import (
+    Action,
+    Answered,
+    Assign,
+    Emit,
+    Event,
+    Finish,
+    InputEnded,
+    Job,
+    RequestFailed,
+    Rest,
+    RowsRead,
+    StopRequested,
+    WorkerDown,
+    WorkerRested,
+    WorkerUp,
+)
+from samplerpool.batch.state import BatchState
+from samplerpool.batch.tally import BatchSummary, Progress, Tally, WorkerTally
+from samplerpool.client.connection import Call, PoolConnection
+from samplerpool.config.sampling import sampling_params
+from samplerpool.data.answers import Answer, RowResult, output_row
+from samplerpool.data.rows import Row, rows_from_dataset
+from samplerpool.errors import BatchError, SamplerPoolError
+from samplerpool.types import Dataset, FinishReason, Sample
+from samplerpool.wire.messages import ChatPrompt
+
+READ_AT_ONCE = 256
+"""Rows read before the answers that came meanwhile have their turn."""
+
+WAIT_S = 0.2
+"""Longest wait without a look at the workers, the stop switch and the progress."""
+
+REST_S = 0.5
+DESCRIBE_TIMEOUT_S = 10.0
+BATCH_PRIORITY = 1
+"""On the wire: behind interactive requests."""
+
+DEFAULT_MAX_BATCH = 16
+"""For a worker that did not say how many requests it works on at a time."""
+
+
+class StopSwitch:
+    """Asks a run to stop, from a signal handler or another thread.
+
+    Pressed once, nothing more is handed out and what runs is finished; pressed again, the run ends at once.
+    """
+
+    def __init__(self) -> None:
+        self.pressed = 0
+
+    def press(self) -> None:
+        """One step further towards the end."""
+        self.pressed += 1
+
+
+def run_batch(
+    connection: PoolConnection,
+    rows: Iterable[Row],
+    *,
+    params: Mapping[str, Any],
+    run_seed: int | None = None,
+    on_result: Callable[[RowResult], None],
+    on_progress: Callable[[Progress], None] | None = None,
+    stop: StopSwitch | None = None,
+    total: int | None = None,
+) -> BatchSummary:
+    """Answer rows with all workers of a pool.
+
+    Args:
+        rows: read a little ahead of the workers, on the calling thread.
+        params: sampling parameters of all rows; ``num_return_sequences`` is how many samples each row gets.
+        run_seed: from which each answer's seed is derived; else ``params["seed"]``, else drawn.
+        on_result: called for each result, ordered by (row, sample); what it raises ends the run.
+        on_progress: called a few times a second.
+        stop: ends the run early.
+        total: how many rows there will be, for the progress's time left.
+
+    Raises:
+        InvalidParameter: among ``params``.
+        UnsupportedParameter: the pool's engine does not honour one of them.
+        BatchError: no worker is left.
+    """
+    given = sampling_params(params).given()
+    samples = given.pop("num_return_sequences", 1)
+    seed = given.pop("seed", None)
+    if run_seed is None:
+        run_seed = secrets.randbelow(2**32) if seed is None else seed
+    state = BatchState(run_seed, samples)
+    tally = Tally(time.monotonic(), None if total is None else total * samples)
+    run = _Run(connection, iter(rows), given, state, tally, on_result, on_progress, stop or StopSwitch())
+    complete = run.go()
+    return tally.summary(time.monotonic(), run_seed, complete=complete)
+
+
+def infer(connection: PoolConnection, dataset: Dataset | str | Path, params: Mapping[str, Any]) -> list[Sample]:
+    """Answer a data set; ``SyncSampler.batch_infer`` and ``BaseSampler``'s form of samples.
+
+    Args:
+        dataset: anything that ``rows_from_dataset`` takes.
+        params: sampling parameters.
+
+    Returns:
+        One sample an answer, ordered by (row, sample), in the form of the output rows. A row that could not be
+        answered has its error in ``generation["error"]``.
+
+    Raises:
+        BatchError, InvalidParameter, UnsupportedParameter, UsageError
+    """
+    samples: list[Sample] = []
+    count = sampling_params(params).num_return_sequences or 1
+    run_batch(
+        connection,
+        rows_from_dataset(dataset),
+        params=params,
+        on_result=lambda result: samples.append(cast(Sample, output_row(result, count))),
+    )
+    return samples
+
+
+class _Run:
+    """One run. Everything here happens on the calling thread; calls come back over a queue."""
+
+    def __init__(
+        self,
+        connection: PoolConnection,
+        rows: Iterable[Row],
+        params: Mapping[str, Any],
+        state: BatchState,
+        tally: Tally,
+        on_result: Callable[[RowResult], None],
+        on_progress: Callable[[Progress], None] | None,
+        stop: StopSwitch,
+    ) -> None:
+        self._connection = connection
+        self._rows = rows
+        self._params = params
+        self._state = state
+        self._tally = tally
+        self._on_result = on_result
+        self._on_progress = on_progress
+        self._stop = stop
+        self._stop_seen = 0
+        self._ended: SimpleQueue[Call] = SimpleQueue()
+        self._live: dict[Call, Job] = {}
+        self._resting: dict[int, float] = {}
+        self._finish: Finish | None = None
+        self._looked_at = 0.0
+
+    def go(self) -> bool:
+        """Run to the end; whether all of the input was dealt with."""
+        try:
+            self._act(self._state.handle(*self._look_around()))
+            while self._finish is None:
+                self._feed()
+                self._collect()
+        finally:
+            self._abort_what_runs()
+            self._report()
+        return self._concluded(self._finish)
+
+    def _concluded(self, finish: Finish) -> bool:
+        if finish.error is not None:
+            raise finish.error
+        if finish.outcome == "no_workers":
+            reasons = "; ".join(f"worker {v.index}: {v.down_reason}" for v in self._connection.workers() if not v.up)
+            raise BatchError(
+                f"No worker of the pool is left ({reasons or 'it has none'}). {self._tally.rows} rows were finished.",
+                rows=self._tally.rows,
+            )
+        return finish.outcome == "complete"
+
+    # ---- in -------------------------------------------------------------------------------------------------------
+
+    def _feed(self) -> None:
+        """Read as many rows as are wanted, but not so many that answers wait."""
+        count = min(self._state.room, READ_AT_ONCE)
+        if not count:
+            return
+        rows = list(islice(self._rows, count))
+        events: list[Event] = [RowsRead(rows)]
+        if len(rows) < count:
+            events.append(InputEnded())
+        self._act(self._state.handle(*events))
+
+    def _collect(self) -> None:
+        """Take the calls that have ended; wait for one if there is nothing else to do."""
+        if self._finish is not None:
+            return
+        events: list[Event] = []
+        try:
+            if not self._state.room:
+                events.append(self._event(self._ended.get(timeout=WAIT_S)))
+            while True:
+                events.append(self._event(self._ended.get_nowait()))
+        except Empty:
+            pass
+        now = time.monotonic()
+        if now - self._looked_at >= WAIT_S:
+            events += self._look_around()
+            self._report()
+        if events:
+            self._act(self._state.handle(*events))
+
+    def _event(self, call: Call) -> Event:
+        job = self._live.pop(call)
+        if call.error is not None:
+            self._looked_at = 0.0  # before its job goes on, it must be known whether the worker is still there
+            return RequestFailed(call.worker, job, call.error)
+        answer = Answer(
+            call.text,
+            cast(FinishReason, call.finish_reason),
+            call.prompt_tokens,
+            call.completion_tokens,
+            job.seed if call.seed is None else call.seed,
+            call.message,
+        )
+        self._tally.answer(call.worker, answer)
+        return Answered(call.worker, job, answer)
+
+    def _look_around(self) -> list[Event]:
+        """What changed without a call: workers, the stop switch, rests that are over."""
+        self._looked_at = now = time.monotonic()
+        events: list[Event] = []
+        known = self._state.workers
+        for view in self._connection.workers():
+            if view.up and view.index not in known:
+                self._tally.workers.setdefault(view.index, WorkerTally(view.index))
+                events.append(WorkerUp(view.index, self._max_batch(view.index)))
+            elif not view.up and view.index in known:
+                events.append(WorkerDown(view.index))
+        for worker, until in list(self._resting.items()):
+            if now >= until:
+                del self._resting[worker]
+                events.append(WorkerRested(worker))
+        if self._stop.pressed > self._stop_seen:
+            self._stop_seen = self._stop.pressed
+            events.append(StopRequested(at_once=self._stop_seen > 1))
+        return events
+
+    def _max_batch(self, worker: int) -> int:
+        try:
+            value = self._connection.describe(worker, DESCRIBE_TIMEOUT_S).get("max_batch")
+        except SamplerPoolError:  # if it is gone, that will show; if it is only slow, it can still answer
+            value = None
+        return value if isinstance(value, int) and value > 0 else DEFAULT_MAX_BATCH
+
+    # ---- out ------------------------------------------------------------------------------------------------------
+
+    def _act(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Emit(result):
+                    self._tally.emitted(result)
+                    self._on_result(result)
+                case Assign(worker, jobs):
+                    self._submit(worker, jobs)
+                case Rest(worker):
+                    self._resting[worker] = time.monotonic() + REST_S
+                case Finish():
+                    self._finish = action
+
+    def _submit(self, worker: int, jobs: list[Job]) -> None:
+        calls: list[Call] = []
+        for job in jobs:
+            row = job.slot.row
+            call = Call(
+                ChatPrompt(row.messages, row.tools),
+                {**self._params, "seed": job.seed},
+                priority=BATCH_PRIORITY,
+                stream=False,
+                parse=True,
+                on_update=self._ended.put,
+            )
+            self._live[call] = job
+            calls.append(call)
+        self._connection.submit(worker, calls)
+
+    def _abort_what_runs(self) -> None:
+        if self._live:
+            self._connection.abort(list(self._live))
+
+    def _report(self) -> None:
+        if self._on_progress is not None:
+            self._on_progress(
+                self._tally.progress(time.monotonic(), self._state.outstanding.items(), self._state.workers)
+            )

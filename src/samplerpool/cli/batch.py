@@ -1,0 +1,265 @@
+"""``samplerpool batch``: answer every row of a file with a pool."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from samplerpool.batch.output import OutputFile
+from samplerpool.batch.runner import StopSwitch, run_batch
+from samplerpool.batch.tally import BatchSummary, Progress
+from samplerpool.cli.batch_view import View, summary_lines, view_for
+from samplerpool.cli.main import EXIT_INTERRUPTED, EXIT_ROW_ERRORS
+from samplerpool.cli.options import model_options, pool_option, sampling_options
+from samplerpool.client.connection import PoolConnection
+from samplerpool.data.answers import RowResult, error_text, output_row
+from samplerpool.data.jsonl import JsonlFile
+from samplerpool.data.rows import Row, with_system
+from samplerpool.errors import BatchError, UsageError
+from samplerpool.wire.endpoint import ConnectionFile, find_pool
+
+if TYPE_CHECKING:
+    from samplerpool.config.arguments import ModelArguments, PoolArguments
+
+MODEL_ARGUMENTS = ("template", "custom_chat_template", "trust_remote_code", "dtype")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done, as the command line said it."""
+
+    source: Path
+    output: Path
+    overwrite: bool
+    limit: int | None
+    stop_on_error: bool
+    system: str | None
+    sampling: dict[str, Any]
+
+    @property
+    def samples(self) -> int:
+        """Answers per row."""
+        return int(self.sampling.get("num_return_sequences") or 1)
+
+
+@click.command("batch", short_help="Answer every row of a file.")
+@click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
+@click.option("--output", "-o", metavar="FILE", type=click.Path(path_type=Path), required=True, help="File to write.")
+@pool_option()
+@click.option("--connect", metavar="FILE", type=click.Path(path_type=Path), help="Use the pool of a connection file.")
+@click.option("--model", metavar="MODEL", help="Start a private pool with this model, stopped at the end.")
+@click.option("--overwrite", is_flag=True, help="Replace an output that is there already.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Answer only the first N rows.")
+@click.option(
+    "--on-error",
+    type=click.Choice(["row", "stop"]),
+    default="row",
+    help="A row that fails becomes an error row, or stops the batch.",
+)
+@click.option("--system", metavar="TEXT", help="System turn for the rows that have none.")
+@sampling_options
+@model_options
+@click.pass_context
+def command(
+    context: click.Context,
+    /,
+    source: Path,
+    output: Path,
+    pool: str | None,
+    connect: Path | None,
+    model: str | None,
+    overwrite: bool,
+    limit: int | None,
+    on_error: str,
+    system: str | None,
+    sampling: dict[str, Any],
+    **model_settings: Any,
+) -> int:
+    """Answer every row of INPUT, a JSON Lines file, and write the rows with their answers to --output, in order.
+
+    A row has "messages" (a conversation) or "prompt" (a text); its other columns are kept. A row that cannot be
+    answered gets its error instead.
+
+    The rows go to FILE.partial first. Ctrl-C finishes the rows that are being answered and stops; pressed twice, it
+    stops at once. What is finished then stays in FILE.partial.
+
+    \b
+    Exit code: 0 all answered, 3 some rows carry errors, 130 interrupted, 1 failed, 2 wrong usage.
+    """
+    _check_choice(pool, connect, model)
+    _check_unheard(context, model, model_settings)
+    job = Job(source, output, overwrite, limit, on_error == "stop", system, sampling)
+    with JsonlFile(job.source) as rows, _output(job) as file:
+        with _connected(pool, connect, model, model_settings) as connection:
+            summary = _run(job, rows, file, connection)
+        return _conclude(summary, file)
+
+
+def _check_choice(pool: str | None, connect: Path | None, model: str | None) -> None:
+    chosen = [n for n, v in (("--pool", pool), ("--connect", connect), ("--model", model)) if v is not None]
+    if len(chosen) > 1:
+        raise UsageError(f"Give just one of {' and '.join(chosen)}: they name different pools.")
+
+
+def _check_unheard(context: click.Context, model: str | None, model_settings: Iterable[str]) -> None:
+    """Options of a private pool, typed for a pool that runs already, would do nothing: say so."""
+    for name in model_settings if model is None else ():
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            option = next(p.opts[0] for p in context.command.params if p.name == name)
+            raise UsageError(f"{option} is for a pool that is started here, so it needs --model MODEL.")
+
+
+def _output(job: Job) -> OutputFile:
+    if job.output.exists() and os.path.samefile(job.source, job.output):
+        raise UsageError(f"Input and output are the same file, {job.source}; choose another --output.")
+    return OutputFile(job.output, overwrite=job.overwrite)
+
+
+# ---- the pool -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _connected(
+    pool: str | None, connect: Path | None, model: str | None, model_settings: dict[str, Any]
+) -> Iterator[PoolConnection]:
+    if model is None:
+        file = ConnectionFile.read(connect) if connect is not None else find_pool(pool)
+        with PoolConnection.attach(file) as connection:
+            yield connection
+        return
+    with _private_pool(model, model_settings) as file, PoolConnection.attach(file) as connection:
+        yield connection
+
+
+@contextmanager
+def _private_pool(model: str, settings: dict[str, Any]) -> Iterator[ConnectionFile]:
+    from samplerpool.config.arguments import SampleArguments
+    from samplerpool.pool.launcher import launch_pool
+
+    model_args, pool_args = _arguments(model, settings)
+    launched = launch_pool(
+        model_args,
+        SampleArguments(),
+        pool_args,
+        detached=False,
+        private=True,
+        on_progress=lambda line: click.echo(line, err=True),
+    )
+    try:
+        yield launched.connection
+    finally:
+        launched.stop(0.0)
+
+
+def _arguments(model: str, settings: dict[str, Any]) -> tuple[ModelArguments, PoolArguments]:
+    from samplerpool.config.arguments import ModelArguments, PoolArguments
+
+    rest = dict(settings)
+    of_model = {name: rest.pop(name) for name in MODEL_ARGUMENTS}
+    rest["engine_options"] = dict(rest["engine_options"])
+    rest["start_timeout_s"] = rest.pop("start_timeout")
+    return ModelArguments(model_name_or_path=model, **of_model), PoolArguments(**rest)
+
+
+# ---- the run ------------------------------------------------------------------------------------------------------
+
+
+def _run(job: Job, file: JsonlFile, output: OutputFile, connection: PoolConnection) -> BatchSummary:
+    total = file.count_rows()
+    rows: Iterable[Row] = file
+    if job.limit is not None:
+        rows = itertools.islice(file, job.limit)
+        total = job.limit if total is None else min(total, job.limit)
+    if job.system is not None:
+        rows = with_system(rows, job.system)
+
+    def on_result(result: RowResult) -> None:
+        if result.error is not None and job.stop_on_error:
+            raise BatchError(f"Row {result.row.index} failed, and --on-error is stop: {error_text(result.error)}")
+        output.write(output_row(result, job.samples))
+
+    with _stop_switch() as stop, view_for(sys.stderr) as view, _rows_kept_on_failure(output, view):
+        progress = _ProgressShell(view, output, stop)
+        return run_batch(
+            connection,
+            rows,
+            params=job.sampling,
+            on_result=on_result,
+            on_progress=progress.update,
+            stop=stop,
+            total=total,
+        )
+
+
+class _ProgressShell:
+    """What happens a few times a second: the view, the output's flush, an answer to Ctrl-C."""
+
+    def __init__(self, view: View, output: OutputFile, stop: StopSwitch) -> None:
+        self._view, self._output, self._stop = view, output, stop
+        self._heard = 0
+
+    def update(self, progress: Progress) -> None:
+        """Show the figures."""
+        if self._stop.pressed > self._heard:
+            self._heard = self._stop.pressed
+            running = sum(worker.running for worker in progress.workers)
+            if self._heard == 1 and running:
+                self._view.say(f"Stopping: the {running} rows that are being answered are finished. Ctrl-C: at once.")
+        self._output.flush()
+        self._view.update(progress)
+
+
+@contextmanager
+def _stop_switch() -> Iterator[StopSwitch]:
+    """Ctrl-C presses it once; SIGTERM means at once. A third time, or when even that is not heard, interrupts."""
+    switch = StopSwitch()
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        switch.press()
+        if number == signal.SIGTERM:
+            switch.pressed = max(2, switch.pressed)
+        if switch.pressed > 2:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield switch
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _rows_kept_on_failure(output: OutputFile, view: View) -> Iterator[None]:
+    """When the run fails, say where the rows are that were finished."""
+    try:
+        yield
+    except BaseException:
+        if kept := output.keep_partial():
+            view.say(f"The {output.rows:,} finished rows are in {kept}")
+        raise
+
+
+def _conclude(summary: BatchSummary, output: OutputFile) -> int:
+    """Put the output in its place, say what was done, and choose the exit code."""
+    if summary.complete:
+        output.finish()
+        place = f"written to {output.path}"
+    else:
+        kept = output.keep_partial()
+        place = f"interrupted; the finished rows are in {kept}" if kept else "interrupted before any row was finished"
+    for line in (*summary_lines(summary), place):
+        click.echo(line)
+    if not summary.complete:
+        return EXIT_INTERRUPTED
+    return EXIT_ROW_ERRORS if summary.error_rows else 0

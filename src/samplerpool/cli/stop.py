@@ -1,0 +1,56 @@
+"""``samplerpool stop``: end a pool, and return when it is gone."""
+
+from __future__ import annotations
+
+import click
+
+from samplerpool.cli.options import pool_argument
+from samplerpool.cli.output import plural
+from samplerpool.errors import SamplerPoolError, UsageError
+from samplerpool.wire.endpoint import ConnectionFile, find_pool, running_pools
+
+_HOW = {
+    "stopped": "stopped",
+    "terminated": "did not answer; ended by SIGTERM",
+    "killed": "did not answer; killed",
+    "gone": "had ended already",
+}
+
+
+@click.command("stop")
+@pool_argument
+@click.option("--all", "all_pools", is_flag=True, help="Stop every pool of yours.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    default=10.0,
+    show_default=True,
+    help="How long the workers may take to finish what they run.",
+)
+def command(pool: str | None, all_pools: bool, timeout_s: float) -> int:
+    """Stop POOL, or the one pool that runs, and wait until nothing of it is left."""
+    if all_pools and pool is not None:
+        raise UsageError("Give either a pool's name or --all.")
+    if all_pools:
+        connections = running_pools()
+        if not connections:
+            click.echo("No pool is running.")
+    else:
+        connections = [find_pool(pool)]
+    failures = sum(not _stop(connection, timeout_s) for connection in connections)
+    return 1 if failures else 0
+
+
+def _stop(connection: ConnectionFile, timeout_s: float) -> bool:
+    """Stop one pool and say how; one that resists must not keep the others."""
+    from samplerpool.pool.launcher import stop_pool
+
+    try:
+        how = stop_pool(connection, timeout_s)
+    except SamplerPoolError as error:
+        click.echo(f"Error: {error.message}", err=True)
+        return False
+    click.echo(f"Pool {connection.pool!r} ({plural(len(connection.workers), 'worker')}) {_HOW[how]}.")
+    return True

@@ -1,0 +1,211 @@
+"""The paged engine: transformers' continuous batching (paged KV cache, prefix sharing) behind the engine interface.
+
+The library's manager computes on a thread of its own and queues the outputs of each step; ``step`` waits for them. The
+order of requests is decided here: at most ``max_batch`` of them are inside the manager, the others wait, interactive
+ones in front. An interactive request that finds no place takes that of the youngest batch request, which later
+continues behind the tokens it has: noise depends on seed and position only, so it ends with the same ones.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from samplerpool.config.arguments import EngineConfig
+from samplerpool.config.sampling import PARAMS
+from samplerpool.engine.base import (
+    INTERACTIVE,
+    EngineRequest,
+    EngineStats,
+    RequestId,
+    StepOutput,
+    check_length,
+    check_supported,
+)
+from samplerpool.engine.paged_manager import Manager
+from samplerpool.engine.paged_processors import SETTINGS_KEY, RequestSettings
+from samplerpool.errors import EngineError
+from samplerpool.types import FinishReason
+
+STEP_TIMEOUT_S = 0.05
+
+
+class _Live:
+    """A request that has not ended.
+
+    ``key`` names its present stay in the manager; a stay never shares its key with another, so that late outputs of an
+    earlier one are known for what they are. ``token_ids`` are all generated so far, ``base`` of them before this stay.
+    """
+
+    __slots__ = ("base", "end_ids", "key", "limit", "request", "token_ids")
+
+    def __init__(self, request: EngineRequest, eos_token_ids: frozenset[int], max_model_len: int) -> None:
+        params = request.params
+        self.request = request
+        self.token_ids = list(request.generated_ids)
+        self.base = 0
+        self.key = ""
+        self.limit = min(params.max_new_tokens or 0, max_model_len - len(request.prompt_ids))
+        self.end_ids = frozenset(params.stop_token_ids or ()) | (frozenset() if params.ignore_eos else eos_token_ids)
+
+    def finish_reason(self) -> FinishReason | None:
+        """How it has ended, if it has."""
+        if self.token_ids and self.token_ids[-1] in self.end_ids:
+            return "stop"
+        return "length" if len(self.token_ids) >= self.limit else None
+
+
+class PagedEngine:
+    """See the module's docstring.
+
+    Args:
+        model: a causal language model of transformers, on its device.
+        config: ``max_batch`` and the options ``page_size`` (tokens), ``max_batch_tokens`` (tokens in one step) and
+            ``cache_gib``.
+        eos_token_ids: end the answer, unless a request ignores them.
+        max_model_len: longest prompt plus completion that the model can take; lowered to what the cache can hold.
+
+    Raises:
+        StartFailed: the model cannot be batched this way, or its cache does not fit.
+        InvalidParameter: an option that does not exist, or with a value that it cannot take.
+    """
+
+    name = "paged"
+
+    def __init__(self, model: Any, config: EngineConfig, *, eos_token_ids: frozenset[int], max_model_len: int) -> None:
+        self._manager = Manager(model, config, max_model_len)
+        self._max_batch = config.max_batch
+        self._eos_token_ids = eos_token_ids
+        self.max_model_len = min(max_model_len, self._manager.longest_request)
+        unsupported = {"logprobs"} if self._manager.on_host else {"logprobs", "repetition_penalty"}
+        self.supported = frozenset(PARAMS) - unsupported
+        self._keys = map("r{}".format, itertools.count())
+        self._live: dict[RequestId, _Live] = {}
+        self._running: dict[str, _Live] = {}
+        self._queues: tuple[deque[_Live], deque[_Live]] = (deque(), deque())
+        self._ready: list[StepOutput] = []
+
+    def check(self, request: EngineRequest) -> None:
+        """Refuse what cannot be done."""
+        check_supported(self, request.params)
+        check_length(self, request)
+
+    def add(self, request: EngineRequest) -> None:
+        """Start a request, or queue it where there is no place."""
+        live = _Live(request, self._eos_token_ids, self.max_model_len)
+        if reason := live.finish_reason():  # a continuation with nothing left to do
+            self._ready.append(StepOutput(request.request_id, (), reason))
+            return
+        self._live[request.request_id] = live
+        self._queues[request.priority != INTERACTIVE].append(live)
+        self._admit()
+
+    def step(self) -> list[StepOutput]:
+        """What the library's thread has computed since the last call; waits a short time if that is nothing.
+
+        Raises:
+            EngineError: that thread has died; all requests have failed.
+        """
+        outputs, self._ready = self._ready, []
+        for result in self._manager.router.take(0.0 if outputs else STEP_TIMEOUT_S):
+            outputs += self._outputs_of(result)
+        if not outputs:
+            self._raise_if_dead()
+        self._admit()
+        return outputs
+
+    def _outputs_of(self, result: Any) -> Iterator[StepOutput]:
+        live = self._running.get(result.request_id)
+        if live is None:
+            if not result.is_finished():  # aborted or put back; ask again, in case the first word was lost to a race
+                self._manager.cancel(result.request_id)
+        elif result.error is not None:
+            yield self._failed(live, result.error)
+        else:
+            new = result.generated_tokens[len(live.token_ids) - live.base :]
+            live.token_ids += new
+            reason = live.finish_reason()
+            if reason is not None:
+                self._forget(live)
+            if new or reason:
+                yield StepOutput(live.request.request_id, new, reason)
+
+    def _failed(self, live: _Live, message: str) -> StepOutput:
+        """One request that the library refused; if instead its thread died with all of them, that is raised."""
+        self._raise_if_dead()
+        self._forget(live)
+        return StepOutput(live.request.request_id, (), "error", EngineError(f"The paged engine failed: {message}"))
+
+    def _raise_if_dead(self) -> None:
+        if why := self._manager.failure():
+            self._drop_all()
+            raise EngineError(f"The paged engine has died ({why}). Its worker must be started again.")
+
+    def _admit(self) -> None:
+        for queue in self._queues:
+            while queue and len(self._running) < self._max_batch:
+                self._start(queue.popleft())
+        interactive = self._queues[0]
+        while interactive and (youngest := self._youngest_batch_request()):
+            self._put_back(youngest)
+            self._start(interactive.popleft())
+
+    def _youngest_batch_request(self) -> _Live | None:
+        return next((live for live in reversed(self._running.values()) if live.request.priority != INTERACTIVE), None)
+
+    def _start(self, live: _Live) -> None:
+        request = live.request
+        live.key, live.base = next(self._keys), len(live.token_ids)
+        self._running[live.key] = live
+        settings = RequestSettings(request.params, len(request.prompt_ids))
+        self._manager.submit(
+            live.key,
+            [*request.prompt_ids, *live.token_ids],
+            live.limit - live.base,
+            sorted(live.end_ids),
+            **{SETTINGS_KEY: settings},
+        )
+
+    def _put_back(self, live: _Live) -> None:
+        self._manager.cancel(live.key)
+        del self._running[live.key]
+        self._queues[1].appendleft(live)
+
+    def _forget(self, live: _Live) -> None:
+        self._live.pop(live.request.request_id, None)
+        self._running.pop(live.key, None)
+
+    def abort(self, request_id: RequestId) -> None:
+        """Drop a request. The manager frees its cache before its next step."""
+        self._ready = [output for output in self._ready if output.request_id != request_id]
+        live = self._live.get(request_id)
+        if live is None:
+            return
+        if live.key in self._running:
+            self._manager.cancel(live.key)
+        else:
+            self._queues[live.request.priority != INTERACTIVE].remove(live)
+        self._forget(live)
+        self._admit()
+
+    def has_work(self) -> bool:
+        """Whether any request is running or queued, or an end waits to be told."""
+        return bool(self._live or self._ready)
+
+    def stats(self) -> EngineStats:
+        """Requests inside the manager and before it."""
+        return EngineStats(len(self._running), sum(map(len, self._queues)))
+
+    def close(self) -> None:
+        """Stop the library's thread and drop everything. Idempotent."""
+        self._drop_all()
+        self._manager.close()
+
+    def _drop_all(self) -> None:
+        self._live.clear()
+        self._running.clear()
+        self._ready.clear()
+        for queue in self._queues:
+            queue.clear()

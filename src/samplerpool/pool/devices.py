@@ -1,0 +1,282 @@
+"""Which devices and cores there are, and which worker gets what. Never imports torch."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from samplerpool.config.arguments import PoolArguments
+from samplerpool.errors import InvalidParameter, StartFailed, UsageError
+
+VISIBLE_VARIABLE = "CUDA_VISIBLE_DEVICES"
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+DEVICE_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
+"""Without any of these no CUDA (or ROCm, or WSL) device can be there."""
+PROBE_TIMEOUT_S = 120.0
+_PROBE = "import torch; print('devices', torch.cuda.device_count())"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerPlan:
+    """Where one worker runs.
+
+    Args:
+        device: as shown to people, for instance ``cpu`` or ``cuda:1``.
+        torch_device: as the worker's engine is told: ``cpu`` or ``cuda``.
+        visible: the worker's ``CUDA_VISIBLE_DEVICES``; None leaves it alone.
+        cores: CPU cores to be pinned to; empty means not pinned.
+        threads: for numeric libraries; 0 leaves it to them.
+    """
+
+    device: str
+    torch_device: str
+    visible: str | None = None
+    cores: tuple[int, ...] = ()
+    threads: int = 0
+
+
+@dataclass(frozen=True)
+class CpuBudget:
+    """CPU that this process may use.
+
+    Args:
+        cores: numbers of the cores in its affinity mask.
+        limit: how many of them a control group allows at a time, or None.
+    """
+
+    cores: tuple[int, ...]
+    limit: float | None = None
+
+
+# ---- pure ---------------------------------------------------------------------------------------------------------
+
+
+def cpu_limit_v2(cpu_max: str) -> float | None:
+    """Cores allowed by the text of a control group's ``cpu.max`` (version 2)."""
+    quota, _, period = cpu_max.strip().partition(" ")
+    return cpu_limit_v1(quota, period or "100000")
+
+
+def cpu_limit_v1(quota_us: str, period_us: str) -> float | None:
+    """Cores allowed by ``cpu.cfs_quota_us`` and ``cpu.cfs_period_us`` (version 1)."""
+    try:
+        quota, period = int(quota_us), int(period_us)
+    except ValueError:  # "max"
+        return None
+    return quota / period if quota > 0 and period > 0 else None
+
+
+def share_cores(budget: CpuBudget, workers: int) -> list[tuple[tuple[int, ...], int]]:
+    """Cores to be pinned to and number of threads, for each CPU worker.
+
+    Neighbouring cores stay together. More workers than cores take turns on them, one core each. Where a control
+    group allows less than the cores of the mask, its time is shared but nobody is pinned: which cores the neighbours
+    in other groups use is not ours to know.
+    """
+    cores = budget.cores
+    allowed = len(cores) if budget.limit is None else min(len(cores), max(1, math.ceil(budget.limit)))
+    if allowed < len(cores):
+        return [((), share) for share in _shares(allowed, workers)]
+    if workers >= len(cores):
+        return [((cores[index % len(cores)],), 1) for index in range(workers)]
+    parts, start = [], 0
+    for share in _shares(len(cores), workers):
+        parts.append((cores[start : start + share], share))
+        start += share
+    return parts
+
+
+def _shares(total: int, workers: int) -> list[int]:
+    least, rest = divmod(total, workers)
+    return [max(1, least + (index < rest)) for index in range(workers)]
+
+
+def inherited_devices(environ: Mapping[str, str]) -> list[str] | None:
+    """The entries of ``CUDA_VISIBLE_DEVICES`` that count, or None where it is not set.
+
+    CUDA itself reads the list up to the first entry that is not valid, such as -1.
+    """
+    text = environ.get(VISIBLE_VARIABLE)
+    if text is None:
+        return None
+    entries: list[str] = []
+    for entry in (part.strip() for part in text.split(",")):
+        if not entry or entry.startswith("-") or entry == "NoDevFiles":
+            break
+        entries.append(entry)
+    return entries
+
+
+def choose_devices(requested: str, inherited: Sequence[str] | None, count: int) -> list[str]:
+    """Entries for the workers' ``CUDA_VISIBLE_DEVICES``, one a device; empty means the CPU.
+
+    Args:
+        requested: ``auto``, ``cpu``, or a comma-separated list of indexes or UUIDs.
+        inherited: the entries of this process's own ``CUDA_VISIBLE_DEVICES``; indexes count within it.
+        count: how many devices the probe saw.
+
+    Raises:
+        UsageError: a device that is not there.
+    """
+    if requested == "cpu":
+        return []
+    present = list(inherited)[:count] if inherited is not None else [str(index) for index in range(count)]
+    if requested == "auto":
+        return present
+    return [_choose_device(entry.strip(), present, known_uuids=inherited) for entry in requested.split(",")]
+
+
+def _choose_device(entry: str, present: Sequence[str], known_uuids: Sequence[str] | None) -> str:
+    if entry.isdecimal():
+        if int(entry) < len(present):
+            return present[int(entry)]
+    elif entry.startswith(("GPU-", "MIG-")) and present:
+        listed = [uuid for uuid in known_uuids or () if uuid.startswith(entry)]
+        named_by_uuid = any(not known.isdecimal() for known in known_uuids or ())
+        if len(listed) == 1 or not named_by_uuid:
+            return listed[0] if listed else entry
+    else:
+        raise InvalidParameter(f"--devices must be auto, cpu, or a list like 0,1 (or UUIDs); {entry!r} is not that.")
+    seen = f"{len(present)} visible: {', '.join(present)}" if present else "none is visible here"
+    raise UsageError(f"There is no CUDA device {entry!r} ({seen}). Use --devices auto or --devices cpu.")
+
+
+def plan(
+    workers: int | str, devices: Sequence[str], budget: CpuBudget, *, hide_devices: bool = False
+) -> list[WorkerPlan]:
+    """One entry a worker.
+
+    Args:
+        workers: a number, or ``auto``: one per device, on the CPU one.
+        devices: from ``choose_devices``.
+        hide_devices: CPU workers must not see CUDA devices that are there.
+
+    Raises:
+        UsageError: more workers than CUDA devices.
+    """
+    if not devices:
+        count = 1 if workers == "auto" else int(workers)
+        return [
+            WorkerPlan(
+                device="cpu", torch_device="cpu", visible="" if hide_devices else None, cores=cores, threads=threads
+            )
+            for cores, threads in share_cores(budget, count)
+        ]
+    count = len(devices) if workers == "auto" else int(workers)
+    if count > len(devices):
+        raise UsageError(
+            f"{count} workers need {count} devices, and there are {len(devices)} ({', '.join(devices)}). "
+            "Ask for fewer --workers, or name a device twice in --devices."
+        )
+    return [WorkerPlan(device=f"cuda:{entry}", torch_device="cuda", visible=entry) for entry in devices[:count]]
+
+
+def worker_environment(plan: WorkerPlan, environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment that a worker's process starts with."""
+    environment = {**environ, "PYTHONUNBUFFERED": "1"}
+    if plan.visible is not None:
+        environment[VISIBLE_VARIABLE] = plan.visible
+    if plan.threads:
+        environment.update(dict.fromkeys(THREAD_VARIABLES, str(plan.threads)))
+    return environment
+
+
+# ---- looking at this machine --------------------------------------------------------------------------------------
+
+
+def plan_workers(pool_args: PoolArguments, environ: Mapping[str, str] = os.environ) -> list[WorkerPlan]:
+    """One entry a worker, after looking at this machine. May take seconds where CUDA devices have to be counted.
+
+    Raises:
+        UsageError: devices or a number of workers that cannot be.
+        StartFailed: the devices could not be counted.
+    """
+    check_workers(pool_args.workers)
+    if pool_args.engine == "scripted":
+        count = 1 if pool_args.workers == "auto" else int(pool_args.workers)
+        return [WorkerPlan(device="cpu", torch_device="cpu")] * count
+    inherited = inherited_devices(environ)
+    count = 0 if pool_args.devices == "cpu" or not _may_have_devices(inherited) else count_devices(environ)
+    devices = choose_devices(pool_args.devices, inherited, count)
+    return plan(pool_args.workers, devices, cpu_budget(), hide_devices=pool_args.devices == "cpu")
+
+
+def check_workers(workers: int | str) -> None:
+    """Refuse a number of workers that cannot be.
+
+    Raises:
+        InvalidParameter
+    """
+    if workers == "auto" or (isinstance(workers, int) and not isinstance(workers, bool) and 1 <= workers <= 1024):
+        return
+    raise InvalidParameter(f"workers must be a number from 1 to 1024, or auto, not {workers!r}.")
+
+
+def _may_have_devices(inherited: Sequence[str] | None) -> bool:
+    if inherited is not None:
+        return bool(inherited)
+    return any(os.path.exists(path) for path in DEVICE_FILES)
+
+
+def count_devices(environ: Mapping[str, str]) -> int:
+    """CUDA devices that torch sees, asked in a child process so that this one stays free of torch.
+
+    Raises:
+        StartFailed
+    """
+    command = [sys.executable, "-P", "-c", _PROBE]
+    try:
+        done = subprocess.run(
+            command, env=dict(environ), capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=True
+        )
+        return int(done.stdout.rpartition("devices")[2])
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        last = (said if isinstance(said, str) else said.decode(errors="replace")).strip().splitlines()[-1:]
+        raise StartFailed(
+            f"The CUDA devices could not be counted ({' '.join(last)}). Use --devices cpu to do without."
+        ) from error
+
+
+def cpu_budget() -> CpuBudget:
+    """The CPU that this process may use: its affinity mask and its control group's limit."""
+    return CpuBudget(tuple(sorted(os.sched_getaffinity(0))), _cgroup_limit())
+
+
+def _cgroup_limit() -> float | None:
+    limits = [limit for folder in _cgroup_folders() if (limit := _folder_limit(folder)) is not None]
+    return min(limits, default=None)
+
+
+def _folder_limit(folder: Path) -> float | None:
+    try:
+        return cpu_limit_v2((folder / "cpu.max").read_text())
+    except OSError:
+        pass
+    try:
+        quota = (folder / "cpu.cfs_quota_us").read_text().strip()
+        return cpu_limit_v1(quota, (folder / "cpu.cfs_period_us").read_text().strip())
+    except OSError:
+        return None
+
+
+def _cgroup_folders() -> list[Path]:
+    """This process's control groups up to the roots: a limit anywhere above holds as well."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    folders: list[Path] = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = Path("/sys/fs/cgroup", *(["cpu"] if controllers else []))
+        group = root / path.lstrip("/")
+        folders += [folder for folder in (group, *group.parents) if folder.is_relative_to(root)]
+    return folders

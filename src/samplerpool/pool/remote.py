@@ -1,0 +1,200 @@
+"""A running pool from outside: ask how it is, and end it, by its control socket first and by signals if need be."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any, Literal
+
+import zmq
+
+from samplerpool.client.connection import PoolConnection
+from samplerpool.config.folders import runtime_folders
+from samplerpool.errors import SamplerPoolError, TransportError
+from samplerpool.pool.policy import LAST_CALL_S
+from samplerpool.wire.codec import decode_replies, encode
+from samplerpool.wire.endpoint import ConnectionFile, ProcessId, connection_path, remove_leftovers
+from samplerpool.wire.messages import Describe, Description, Failed, Stop
+
+HowStopped = Literal["stopped", "terminated", "killed", "gone"]
+"""On request, by SIGTERM, by SIGKILL, or it had ended before."""
+
+ANSWER_TIMEOUT_S = 3.0
+SLACK_S = 5.0
+_LINGER_MS = 200
+_STATUS_FIELDS = ("index", "pid", "device", "state", "detail", "restarts", "log")
+_LIVE_FIELDS: dict[str, Any] = {
+    "running": None,
+    "queued": None,
+    "tokens_per_s": None,
+    "memory_bytes": None,
+    "uptime_s": None,
+}
+
+
+def ask_supervisor(connection: ConnectionFile, request: Describe | Stop, timeout_s: float) -> dict[str, Any]:
+    """Send one request to a pool's supervisor.
+
+    Returns:
+        The pool's description.
+
+    Raises:
+        TransportError: no answer within ``timeout_s``.
+        SamplerPoolError: the supervisor refused.
+    """
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    with context, context.socket(zmq.DEALER) as socket:
+        socket.setsockopt(zmq.LINGER, _LINGER_MS)
+        socket.connect(connection.endpoint)
+        socket.send(encode([request]))
+        if not socket.poll(int(timeout_s * 1000)):
+            raise TransportError(
+                f"The supervisor of pool {connection.pool!r} (pid {connection.supervisor.pid}) "
+                f"did not answer within {timeout_s:g} s."
+            )
+        reply = decode_replies(socket.recv())[0]
+    if isinstance(reply, Description):
+        return dict(reply.info)
+    if isinstance(reply, Failed):
+        raise SamplerPoolError.from_wire(reply.error, reply.message, dict(reply.data))
+    raise TransportError(f"The supervisor of pool {connection.pool!r} answered with something else: {reply}.")
+
+
+# ---- how it is ----------------------------------------------------------------------------------------------------
+
+
+def describe_pool(connection: ConnectionFile, timeout_s: float = 2.0) -> dict[str, Any]:
+    """A pool's state, as ``status --json`` prints it. Never fails: what does not answer is told from its file.
+
+    Args:
+        timeout_s: for the supervisor's answer, and again for the workers' together.
+
+    Returns:
+        ``{pool, pid, state, model, engine, uptime_s, workers: [{index, pid, device, state, running, queued,
+        tokens_per_s, memory_bytes, uptime_s, ...}]}``; figures that are not known are None, and ``problem`` says why.
+    """
+    try:
+        pool = ask_supervisor(connection, Describe(1), timeout_s)
+    except SamplerPoolError as error:
+        pool = {**_from_file(connection), "problem": error.message}
+    live = _ask_workers(connection, timeout_s)
+    pool["workers"] = [_worker(entry, live.get(entry["index"])) for entry in pool["workers"]]
+    return pool
+
+
+def _from_file(connection: ConnectionFile) -> dict[str, Any]:
+    return {
+        "pool": connection.pool,
+        "pid": connection.supervisor.pid,
+        "state": connection.state,
+        "model": connection.model,
+        "engine": connection.engine,
+        "uptime_s": time.time() - connection.created,
+        "workers": [{**asdict(entry), "pid": entry.process.pid, "restarts": 0} for entry in connection.workers],
+    }
+
+
+def _ask_workers(connection: ConnectionFile, timeout_s: float) -> dict[int, dict[str, Any] | str]:
+    """Each ready worker's own description, or why there is none."""
+    ready = [entry.index for entry in connection.workers if entry.state == "ready"]
+    if not ready:
+        return {}
+    with PoolConnection.attach(connection) as workers, ThreadPoolExecutor(min(32, len(ready))) as threads:
+
+        def ask(index: int) -> dict[str, Any] | str:
+            try:
+                return workers.describe(index, timeout_s)
+            except SamplerPoolError as error:
+                return error.message
+
+        return dict(zip(ready, threads.map(ask, ready), strict=True))
+
+
+def _worker(entry: dict[str, Any], live: dict[str, Any] | str | None) -> dict[str, Any]:
+    known = {name: entry.get(name) for name in _STATUS_FIELDS}
+    if isinstance(live, dict):
+        return {**_LIVE_FIELDS, **live, **known}
+    return {**_LIVE_FIELDS, **known, **({"problem": live} if live else {})}
+
+
+# ---- its end ------------------------------------------------------------------------------------------------------
+
+
+def stop_pool(connection: ConnectionFile, timeout_s: float) -> HowStopped:
+    """End a pool, and return when nothing of it is left.
+
+    Args:
+        timeout_s: how long the workers may take to finish what they run.
+
+    Raises:
+        TransportError: it is on another machine and does not answer, or it cannot be ended.
+    """
+    if not connection.local:
+        ask_supervisor(connection, Stop(1, timeout_s), ANSWER_TIMEOUT_S)
+        return "stopped"
+    with _watched(connection.supervisor) as supervisor:
+        how = _end_supervisor(connection, supervisor, timeout_s)
+    _end_workers(connection)
+    for folder in runtime_folders():
+        path = connection_path(folder, connection.pool)
+        with contextlib.suppress(SamplerPoolError):
+            if ConnectionFile.read(path).supervisor == connection.supervisor:
+                remove_leftovers(path, connection)
+    return how
+
+
+def _end_supervisor(connection: ConnectionFile, supervisor: int | None, timeout_s: float) -> HowStopped:
+    if supervisor is None:
+        return "gone"
+    with contextlib.suppress(TransportError):
+        ask_supervisor(connection, Stop(1, timeout_s), ANSWER_TIMEOUT_S)
+        if _ended(supervisor, timeout_s + LAST_CALL_S + SLACK_S):
+            return "stopped"
+    steps: tuple[tuple[signal.Signals, HowStopped], ...] = (
+        (signal.SIGTERM, "terminated"),
+        (signal.SIGKILL, "killed"),
+    )
+    for signum, how in steps:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(supervisor, signum)
+        if _ended(supervisor, SLACK_S):
+            return how
+    raise TransportError(f"The supervisor (pid {connection.supervisor.pid}) does not end, not even by SIGKILL.")
+
+
+def _end_workers(connection: ConnectionFile) -> None:
+    """Workers end by themselves without their supervisor; those that cannot any more are killed."""
+    deadline = time.monotonic() + SLACK_S
+    for worker in connection.workers:
+        with _watched(worker.process) as process:
+            if process is None or _ended(process, deadline - time.monotonic()):
+                continue
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(worker.process.pid, signal.SIGKILL)
+            _ended(process, SLACK_S)
+
+
+@contextlib.contextmanager
+def _watched(process: ProcessId) -> Iterator[int | None]:
+    """A pidfd of just this process, or None if it is gone: its number may be another's by now."""
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except (ProcessLookupError, ValueError, OSError):
+        yield None
+        return
+    try:
+        yield descriptor if process.alive() else None
+    finally:
+        os.close(descriptor)
+
+
+def _ended(pidfd: int, timeout_s: float) -> bool:
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(max(0, int(timeout_s * 1000))))

@@ -1,0 +1,141 @@
+"""The worker processes of one pool: carries out what is asked and turns what they report into events."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+from samplerpool.config.arguments import EngineConfig, WorkerConfig
+from samplerpool.errors import SamplerPoolError, StartFailed
+from samplerpool.pool.descriptors import close_held, death_pipe
+from samplerpool.pool.devices import worker_environment
+from samplerpool.pool.logfiles import worker_log
+from samplerpool.pool.policy import Event, WorkerExited, WorkerFailed, WorkerLoading, WorkerReady, WorkerSpawned
+from samplerpool.pool.process import WorkerProcess
+from samplerpool.pool.settings import PoolSettings
+from samplerpool.wire.endpoint import ipc_endpoint, new_incarnation, remove_socket
+
+_log = logging.getLogger(__name__)
+
+Readers = dict[int, Callable[[], None]]
+"""What to call when a descriptor can be read."""
+
+
+class WorkerSet:
+    """All workers that have a process.
+
+    Args:
+        readers: descriptors to be watched are entered here, and removed with their worker.
+        feed: called with each event.
+    """
+
+    def __init__(self, settings: PoolSettings, readers: Readers, feed: Callable[[Event], None]) -> None:
+        self._settings = settings
+        self._readers = readers
+        self._feed = feed
+        self._death_fd, self._death_write_end = death_pipe()
+        self.processes: dict[int, WorkerProcess] = {}
+
+    def spawn(self, index: int) -> None:
+        """Start a worker, and feed ``WorkerSpawned`` or ``WorkerFailed``."""
+        try:
+            process = WorkerProcess(
+                self._config(index),
+                worker_environment(self._settings.plan[index], os.environ),
+                worker_log(self._settings.log_folder, index),
+            )
+        except (OSError, SamplerPoolError) as error:
+            self._feed(WorkerFailed(index, StartFailed(f"Worker {index} could not be started: {error}.")))
+            return
+        self.processes[index] = process
+        self._readers[process.status_fd] = functools.partial(self._read_status, process)
+        self._readers[process.pidfd] = functools.partial(self._reap, process)
+        self._feed(WorkerSpawned(index, process.pid))
+
+    def _config(self, index: int) -> WorkerConfig:
+        settings, plan, incarnation = self._settings, self._settings.plan[index], new_incarnation()
+        return WorkerConfig(
+            pool=settings.pool,
+            index=index,
+            endpoint=ipc_endpoint(settings.folder, f"{settings.pool}-w{index}-{incarnation}"),
+            incarnation=incarnation,
+            model_args=settings.model_args,
+            sample_args=settings.sample_args,
+            engine=EngineConfig(
+                engine=settings.pool_args.engine,
+                device=plan.torch_device,
+                max_batch=settings.pool_args.max_batch,
+                max_model_len=settings.pool_args.max_model_len,
+                options=settings.pool_args.engine_options,
+            ),
+            cores=plan.cores,
+            threads=plan.threads,
+            death_fd=self._death_fd,
+            supervisor_pid=os.getpid(),
+        )
+
+    def terminate(self, index: int) -> None:
+        """Ask a worker to end."""
+        self.processes[index].terminate()
+
+    def kill(self, index: int) -> None:
+        """End a worker and its children at once."""
+        self.processes[index].kill()
+
+    def _read_status(self, process: WorkerProcess) -> None:
+        reports, ended = process.read_status()
+        if ended:
+            self._readers.pop(process.status_fd, None)
+        for report in reports:
+            event = report_event(process.config.index, report)
+            if event is None:
+                _log.warning("worker %d reported something unknown: %.200r", process.config.index, report)
+            else:
+                self._feed(event)
+
+    def _reap(self, process: WorkerProcess) -> None:
+        if not process.exited():  # its descriptor's number was another's when the loop woke up
+            return
+        if process.status_fd in self._readers:  # its last words come before its end
+            self._read_status(process)
+        self._forget(process)
+        self._feed(WorkerExited(process.config.index, process.returncode))
+
+    def _forget(self, process: WorkerProcess) -> None:
+        self._readers.pop(process.status_fd, None)
+        self._readers.pop(process.pidfd, None)
+        process.reap()
+        remove_socket(process.config.endpoint)
+        del self.processes[process.config.index]
+
+    def close(self) -> None:
+        """Kill and reap whatever is left."""
+        for process in self.processes.values():
+            process.kill()
+        for process in list(self.processes.values()):
+            self._forget(process)
+        os.close(self._death_fd)
+        close_held(self._death_write_end)
+
+
+def report_event(index: int, report: dict[str, Any]) -> Event | None:
+    """What a line of a worker's status pipe means to the policy; None if it means nothing."""
+    match report:
+        case {"event": "loading"}:
+            return WorkerLoading(index, str(report.get("detail") or ""))
+        case {"event": "ready", "description": dict(description)}:
+            return WorkerReady(index, description)
+        case {"event": "failed", "error": [str(name), str(message), dict(data)]}:
+            return WorkerFailed(index, _worker_error(index, name, message, data))
+    return None
+
+
+def _worker_error(index: int, name: str, message: str, data: dict[str, Any]) -> SamplerPoolError:
+    if name not in SamplerPoolError.by_name:
+        name, message = StartFailed.__name__, f"Worker {index} could not start: {name}: {message}"
+    if name == StartFailed.__name__:
+        data = {**data, "worker": index}
+    return SamplerPoolError.from_wire(name, message, data)

@@ -1,0 +1,140 @@
+"""From the v1 form of messages and tools to the form that chat templates take. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from samplerpool.errors import RenderError
+from samplerpool.rendering.escaping import map_strings
+from samplerpool.rendering.parsing import is_tool_call
+from samplerpool.types import CONTENT_TYPES, MEDIA_TYPES, ROLES
+
+
+class TextGuard(Protocol):
+    """What every user-controlled string goes through on its way into a template."""
+
+    def message_text(self, place: str, text: str) -> str: ...
+
+    def structure_text(self, place: str, text: str, *, key: bool) -> str: ...
+
+
+@dataclass(frozen=True)
+class TemplateInput:
+    """What a chat template is given, all user-controlled strings guarded."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None
+    options: dict[str, Any]
+
+
+def template_input(
+    messages: Sequence[Any], tools: str | None, options: Mapping[str, Any], guard: TextGuard
+) -> TemplateInput:
+    """Check everything and bring it into the template's form.
+
+    Args:
+        messages: in the v1 form.
+        tools: JSON text of a list of tools, or of a single one.
+        options: further variables of the template (``enable_thinking``, ...).
+
+    Raises:
+        RenderError: names the message (counted from 1) or says that the tools or an option are wrong.
+    """
+    if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence) or not messages:
+        raise RenderError("There are no messages to render; give a list with at least one message.")
+    return TemplateInput(
+        [_template_message(message, number, guard) for number, message in enumerate(messages, 1)],
+        _template_tools(tools, guard),
+        {name: _guarded_json(value, f"option {name!r}", guard) for name, value in options.items()},
+    )
+
+
+def _template_message(message: Any, number: int, guard: TextGuard) -> dict[str, Any]:
+    role, blocks = _checked_message(message, number)
+    place = f"message {number} ({role})"
+
+    def joined(kind: str) -> str:
+        # Joined first: a special token could otherwise be cut in two by a block's end.
+        return guard.message_text(place, "".join(block["value"] for block in blocks if block["type"] == kind))
+
+    converted: dict[str, Any] = {"role": role, "content": joined("text")}
+    if reasoning := joined("reasoning"):
+        converted["reasoning_content"] = reasoning
+    if calls := [block["value"] for block in blocks if block["type"] == "tool_call"]:
+        converted["tool_calls"] = [_template_call(call, place, guard) for call in calls]
+    return converted
+
+
+def _checked_message(message: Any, number: int) -> tuple[str, list[Mapping[str, str]]]:
+    if not isinstance(message, Mapping):
+        raise RenderError(f"Message {number} is not an object with a role and content, but {_short(message)}.")
+    role, content = message.get("role"), message.get("content")
+    if role not in ROLES:
+        raise RenderError(f"Message {number} has the role {_short(role)}; it must be one of {', '.join(ROLES)}.")
+    if not isinstance(content, Sequence) or isinstance(content, str):
+        raise RenderError(f"The content of message {number} ({role}) must be a list of blocks, not {_short(content)}.")
+    for block in content:
+        _check_block(block, f"message {number} ({role})")
+    return role, list(content)
+
+
+def _check_block(block: Any, place: str) -> None:
+    kind = block.get("type") if isinstance(block, Mapping) else None
+    if kind not in CONTENT_TYPES or not isinstance(block.get("value"), str):
+        known = ", ".join(CONTENT_TYPES)
+        raise RenderError(
+            f"A content block of {place} must have a type ({known}) and a string value; this one is {_short(block)}."
+        )
+    if kind in MEDIA_TYPES:
+        raise RenderError(f"There is a block of type {kind} in {place}, but this model takes text only; leave it out.")
+
+
+def _template_call(value: str, place: str, guard: TextGuard) -> dict[str, Any]:
+    call = _parsed_json(value, f"A tool_call in {place}")
+    if not is_tool_call(call):
+        raise RenderError(
+            f"A tool_call in {place} must be an object with a string 'name' and an object 'arguments', "
+            f"not {_short(value)}."
+        )
+    safe = _guarded_json({"name": call["name"], "arguments": call["arguments"]}, place, guard)
+    return {"type": "function", "function": safe}
+
+
+def _template_tools(tools: str | None, guard: TextGuard) -> list[dict[str, Any]] | None:
+    if tools is None or (isinstance(tools, str) and not tools.strip()):
+        return None
+    if not isinstance(tools, str):
+        raise RenderError(f"The tools must be JSON text, not {_short(tools)}.")
+    parsed = _parsed_json(tools, "The tools text")
+    listed = [parsed] if isinstance(parsed, dict) else parsed
+    if not isinstance(listed, list) or not all(isinstance(tool, dict) for tool in listed):
+        raise RenderError(f"The tools must be a JSON object or a list of objects, not {_short(tools)}.")
+    # Guarded after parsing: JSON can spell a special token with escapes that the raw text does not show.
+    guarded: list[dict[str, Any]] = _guarded_json(listed, "tools", guard)
+    return guarded or None
+
+
+def _guarded_json(value: Any, place: str, guard: TextGuard) -> Any:
+    try:
+        return map_strings(
+            value,
+            lambda text: guard.structure_text(place, text, key=False),
+            lambda text: guard.structure_text(place, text, key=True),
+        )
+    except (ValueError, RecursionError) as error:
+        raise RenderError(f"The JSON in {place} cannot be used: {error}.") from error
+
+
+def _parsed_json(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RenderError(f"{what} is not valid JSON ({error}): {_short(text)}.") from error
+
+
+def _short(value: Any, limit: int = 80) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= limit else shown[: limit - 3] + "..."

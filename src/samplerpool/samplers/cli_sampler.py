@@ -1,0 +1,147 @@
+"""``run_chat``: from arguments to a chat, or to an answered data set, on a private pool.
+
+``python -m samplerpool.samplers.cli_sampler --model_name_or_path MODEL``, or a YAML or JSON file with overrides.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from samplerpool.batch.output import OutputFile, encode_row
+from samplerpool.batch.runner import run_batch
+from samplerpool.chat.console import discard_output
+from samplerpool.chat.session import chat_params, converse
+from samplerpool.config.parser import Arguments, describe_arguments, get_args
+from samplerpool.config.sampling import sampling_params
+from samplerpool.data.answers import output_row
+from samplerpool.data.jsonl import JsonlFile
+from samplerpool.data.rows import Row
+from samplerpool.errors import InvalidParameter, SamplerPoolError, UsageError
+from samplerpool.samplers.sync_sampler import SyncSampler
+
+FAILED, WRONG_USAGE, SOME_ROWS_FAILED, INTERRUPTED = 1, 2, 3, 130
+
+_USAGE = "python -m samplerpool.samplers.cli_sampler [CONFIG.yaml|CONFIG.json] [--name value | name=value]..."
+
+
+def run_chat(args: Mapping[str, Any] | Sequence[str] | None = None) -> None:
+    """Chat with a model on a private worker; with a data set among the arguments, answer that instead.
+
+    The answered rows go to the new file ``output`` as JSON lines, or without it to standard output.
+
+    Args:
+        args: names and values, or command line strings, or None for ``sys.argv``; see ``config.parser.get_args``.
+
+    Raises:
+        UsageError: arguments, data or model that cannot be.
+        OutputExists: the output file is there already.
+        StartFailed: the worker did not become ready.
+        BatchError: no worker is left to answer the data set.
+    """
+    _run(get_args(args))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``run_chat`` as a command; returns the exit code."""
+    strings = sys.argv[1:] if argv is None else argv
+    if "--help" in strings or "-h" in strings:
+        print(f"Usage: {_USAGE}\n\n{describe_arguments()}")
+        return 0
+    try:
+        return _run(get_args(strings))
+    except SamplerPoolError as error:
+        _say(f"Error: {error}")
+        return WRONG_USAGE if isinstance(error, UsageError) else FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read the answers has left
+        discard_output()
+        return FAILED
+
+
+def _run(arguments: Arguments) -> int:
+    paths = [path for path in (arguments.data.train_dataset, arguments.data.eval_dataset) if path]
+    if paths:
+        return _answer_data(arguments, paths)
+    params = chat_params(arguments.sample.given())
+    with _launch(arguments, default_workers=1) as sampler:
+        return converse(sampler, params)
+
+
+def _launch(arguments: Arguments, *, default_workers: int | str) -> SyncSampler:
+    pool = dict(vars(arguments.pool))
+    workers = pool.pop("workers")
+    return SyncSampler.launch(
+        workers=default_workers if workers == "auto" else workers,
+        model_args=arguments.model,
+        on_progress=_say,
+        **{**pool, "engine": _engine(arguments)},
+    )
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _engine(arguments: Arguments) -> str:
+    """The backend's engine; ``hf`` leaves it to ``engine``.
+
+    Raises:
+        InvalidParameter: they contradict each other.
+    """
+    backend, engine = arguments.sample.sample_backend, arguments.pool.engine
+    if backend == "hf":
+        return engine
+    if engine not in ("auto", backend):
+        raise InvalidParameter(f"sample_backend={backend!r} and engine={engine!r} contradict; leave one out.")
+    return backend
+
+
+# ---- answering data -------------------------------------------------------------------------------------------------
+
+
+def _answer_data(arguments: Arguments, paths: Sequence[str]) -> int:
+    """Answer all rows of all files as one data set; whatever can be refused is refused before a model is loaded."""
+    params = sampling_params(arguments.sample.given()).given()
+    samples = params.get("num_return_sequences", 1)
+    with ExitStack() as stack:
+        files = [stack.enter_context(JsonlFile(Path(path).expanduser())) for path in paths]
+        output = _open_output(arguments.data.output, stack)
+        write = output.write if output else _print_row
+        sampler = stack.enter_context(_launch(arguments, default_workers="auto"))
+        summary = run_batch(
+            sampler.connection,
+            _renumbered(files),
+            params=params,
+            on_result=lambda result: write(output_row(result, samples)),
+        )
+        if output:
+            output.finish()
+    _say(
+        f"{summary.rows} rows, {summary.error_rows} with errors, {summary.completion_tokens} tokens "
+        f"in {summary.elapsed_s:.1f} s ({summary.tokens_per_s:.1f} tokens/s)"
+    )
+    return SOME_ROWS_FAILED if summary.error_rows else 0
+
+
+def _open_output(path: str | None, stack: ExitStack) -> OutputFile | None:
+    return stack.enter_context(OutputFile(Path(path).expanduser())) if path else None
+
+
+def _print_row(row: dict[str, Any]) -> None:
+    sys.stdout.buffer.write(encode_row(row))
+    sys.stdout.buffer.flush()
+
+
+def _renumbered(files: Iterable[Iterable[Row]]) -> Iterator[Row]:
+    rows = (row for file in files for row in file)
+    return (replace(row, index=index) for index, row in enumerate(rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

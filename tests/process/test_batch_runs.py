@@ -1,0 +1,299 @@
+"""Batch runs against real worker processes with the scripted engine, killed and interrupted in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from samplerpool.batch.runner import run_batch
+from samplerpool.data.answers import RowResult
+from samplerpool.data.rows import rows_from_dataset
+from samplerpool.errors import BatchError, UnsupportedParameter
+from samplerpool.samplers.sync_sampler import SyncSampler
+from tests.process.conftest import eventually
+
+DEADLINE_S = 60.0
+
+
+@contextmanager
+def pool(workers: int = 2, **arguments: Any) -> Iterator[SyncSampler]:
+    with SyncSampler.launch(workers=workers, engine="scripted", devices="cpu", **arguments) as sampler:
+        yield sampler
+
+
+def pids(sampler: SyncSampler) -> dict[int, int]:
+    assert sampler.connection_file is not None
+    return {worker.index: worker.process.pid for worker in sampler.connection_file.workers}
+
+
+def running(sampler: SyncSampler) -> int:
+    """Requests that the workers still have, of any client."""
+    return sum(sampler.connection.describe(worker.index)["live"] for worker in sampler.connection.workers())
+
+
+# ---- within this process --------------------------------------------------------------------------------------------
+
+
+def test_many_rows_over_two_workers_come_back_in_order() -> None:
+    """Lengths differ, so answers overtake one another."""
+    prompts = [f"[[say:answer {i} {'x' * (i * 37 % 50)}]]" for i in range(200)]
+    results: list[RowResult] = []
+    with pool(max_batch=8) as sampler:
+        summary = run_batch(
+            sampler.connection, rows_from_dataset(prompts), params={}, on_result=results.append, total=200
+        )
+    assert [r.row.index for r in results] == list(range(200))
+    texts = [r.answer.text for r in results if r.answer]
+    assert texts == [f"answer {i} {'x' * (i * 37 % 50)}" for i in range(200)]
+    assert summary.complete
+    assert summary.rows == 200
+    assert [worker.rows > 0 for worker in summary.workers] == [True, True]
+    assert sum(worker.rows for worker in summary.workers) == 200
+    assert summary.completion_tokens == sum(len(text) + 1 for text in texts)
+
+
+def test_a_killed_worker_loses_no_row_and_changes_no_answer() -> None:
+    prompts = [f"[[random:12]][[pace:0.005]] {i}" for i in range(120)]
+    results: list[RowResult] = []
+    with pool(max_batch=8) as sampler:
+        whole = [sample["generation"] for sample in sampler.batch_infer(prompts, seed=5)]
+
+        def on_result(result: RowResult) -> None:
+            results.append(result)
+            if len(results) == 20:
+                os.kill(pids(sampler)[1], signal.SIGKILL)
+
+        summary = run_batch(sampler.connection, rows_from_dataset(prompts), params={"seed": 5}, on_result=on_result)
+        assert [worker.up for worker in sampler.connection.workers()] == [True, False]
+    assert [(r.row.index, r.error) for r in results] == [(i, None) for i in range(120)]
+    assert [r.answer.text for r in results if r.answer] == [generation["text"] for generation in whole]
+    assert len({generation["text"] for generation in whole}) == 120
+    assert summary.rows == 120
+    assert summary.run_seed == 5
+
+
+def test_without_a_worker_left_the_run_ends_and_says_how_far_it_came() -> None:
+    prompts = [f"[[tokens:10]][[pace:0.005]] {i}" for i in range(400)]
+    results: list[RowResult] = []
+    with pool(max_batch=4) as sampler:
+
+        def on_result(result: RowResult) -> None:
+            results.append(result)
+            if len(results) == 10:
+                for pid in pids(sampler).values():
+                    os.kill(pid, signal.SIGKILL)
+
+        with pytest.raises(BatchError, match="No worker of the pool is left") as caught:
+            run_batch(sampler.connection, rows_from_dataset(prompts), params={}, on_result=on_result)
+    assert 10 <= len(results) < 400
+    assert caught.value.data == {"rows": len(results)}
+    assert f" {len(results)} rows were finished" in caught.value.message
+
+
+def test_batch_infer_answers_any_dataset_and_marks_what_cannot_be_answered() -> None:
+    dataset = [
+        {"id": "a", "prompt": "Hello"},
+        {"id": "b", "text": "no prompt"},
+        {"id": "c", "messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]},
+        {"id": "d", "prompt": "[[fail]]"},
+        {"id": "e", "messages": [{"role": "user", "content": [{"type": "image_url", "value": "x.png"}]}]},
+    ]
+    with pool(workers=1) as sampler:
+        samples: list[Any] = sampler.batch_infer(iter(dataset))
+        assert sampler.batch_infer([]) == []
+    assert [sample["id"] for sample in samples] == ["a", "b", "c", "d", "e"]
+    assert [sample["generation"]["text"] for sample in samples] == ["Hello", "", "2+2?", "", ""]
+    assert samples[0]["messages"][-1] == {"role": "assistant", "content": [{"type": "text", "value": "Hello"}]}
+    assert samples[2]["reference"]["content"] == [{"type": "text", "value": "4"}]
+    assert len(samples[2]["messages"]) == 2
+    errors = [sample["generation"]["error"] for sample in samples]
+    assert errors[0] is errors[2] is None
+    assert errors[1].startswith("BadRow: Row 1: a row needs a messages or a prompt column")
+    assert errors[3].startswith("EngineError: ")
+    assert errors[4].startswith("RenderError: ")
+
+
+def test_several_samples_a_row_differ_and_repeat_with_the_seed() -> None:
+    with pool() as sampler:
+        once: list[Any] = sampler.batch_infer(["[[random:8]]", "[[random:8]]"], num_return_sequences=3, seed=9)
+        again = sampler.batch_infer(["[[random:8]]", "[[random:8]]"], n=3, seed=9)
+        other: list[Any] = sampler.batch_infer(["[[random:8]]", "[[random:8]]"], num_return_sequences=3, seed=10)
+    places = [(s["generation"]["index"], s["generation"]["sample"]) for s in once]
+    assert places == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+    assert once == again
+    assert len({s["generation"]["text"] for s in [*once, *other]}) == 12
+
+
+def test_a_parameter_that_the_engine_does_not_know_ends_the_run_at_once() -> None:
+    with pool(workers=1) as sampler, pytest.raises(UnsupportedParameter, match="repetition_penalty"):
+        sampler.batch_infer(["Hello"] * 10, repetition_penalty=1.5)
+
+
+def test_an_error_in_the_consumer_stops_the_workers_too() -> None:
+    def on_result(result: RowResult) -> None:
+        raise ZeroDivisionError
+
+    with pool(workers=1) as sampler:
+        rows = rows_from_dataset(["short", *["[[tokens:20000]][[pace:0.05]]"] * 10])
+        params = {"max_new_tokens": 20000}
+        with pytest.raises(ZeroDivisionError):
+            run_batch(sampler.connection, rows, params=params, on_result=on_result)
+        eventually(lambda: running(sampler) == 0, "the worker has dropped the rows")
+
+
+# ---- the command, as a user types it --------------------------------------------------------------------------------
+
+
+class Batch:
+    """``samplerpool batch`` as a child process."""
+
+    def __init__(self, folder: Path, *arguments: str, source: str = "in.jsonl", output: str = "out.jsonl") -> None:
+        self.output = folder / output
+        self.partial = folder / f"{output}.partial"
+        self._said = [folder.with_name(f"{folder.name}-{output}.{name}") for name in ("stdout", "stderr")]
+        command = [sys.executable, "-m", "samplerpool", "batch", str(folder / source), "--output", str(self.output)]
+        with self._said[0].open("wb") as stdout, self._said[1].open("wb") as stderr:
+            self.process = subprocess.Popen(
+                [*command, *arguments], stdout=stdout, stderr=stderr, start_new_session=True
+            )
+
+    @property
+    def stdout(self) -> str:
+        return self._said[0].read_text()
+
+    @property
+    def stderr(self) -> str:
+        return self._said[1].read_text()
+
+    def interrupt(self) -> None:
+        """Ctrl-C in a terminal reaches the whole foreground group."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def ends(self) -> int:
+        """The exit code."""
+        try:
+            return self.process.wait(DEADLINE_S)
+        finally:
+            self.process.kill()
+            self.process.wait()
+
+    def has_rows(self) -> bool:
+        return self.partial.exists() and self.partial.stat().st_size > 0
+
+    def rows(self, path: Path | None = None) -> list[Any]:
+        return [json.loads(line) for line in (path or self.output).read_text().splitlines()]
+
+
+def write_rows(path: Path, prompts: list[str]) -> None:
+    path.write_text("".join(json.dumps({"id": f"r{i}", "prompt": prompt}) + "\n" for i, prompt in enumerate(prompts)))
+
+
+def connect(sampler: SyncSampler) -> tuple[str, str]:
+    assert sampler.connection_file is not None
+    return "--pool", sampler.connection_file.pool
+
+
+def test_a_broken_line_is_an_error_row_that_names_it(tmp_path: Path) -> None:
+    lines = [json.dumps({"id": i, "prompt": f"[[say:{i}]]"}) for i in range(50)]
+    lines[24] = '{"id": 24, "prompt": '
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    batch = Batch(tmp_path, "--model", "none", "--engine", "scripted", "--workers", "2", "--seed", "4")
+    assert batch.ends() == 3, batch.stderr
+    rows = batch.rows()
+    assert [row["generation"]["index"] for row in rows] == list(range(50))
+    assert [row["generation"]["text"] for row in rows] == [str(i) if i != 24 else "" for i in range(50)]
+    assert rows[24] == {"generation": {**rows[24]["generation"], "index": 24, "finish_reason": "error"}}
+    assert rows[24]["generation"]["error"].startswith("BadRow: Line 25: not valid JSON")
+    assert "50 rows in " in batch.stdout
+    assert "49 answered, 1 with errors (BadRow 1)" in batch.stdout
+    assert "run seed 4 " in batch.stdout
+    assert not batch.partial.exists()
+
+
+def test_an_error_stops_the_batch_where_that_is_asked_for(tmp_path: Path) -> None:
+    write_rows(tmp_path / "in.jsonl", ["one", "two", "[[fail]]", "four"])
+    batch = Batch(tmp_path, "--model", "none", "--engine", "scripted", "--on-error", "stop", "--system", "Be brief.")
+    assert batch.ends() == 1
+    assert "Error: Row 2 failed, and --on-error is stop: EngineError:" in batch.stderr
+    assert [row["generation"]["text"] for row in batch.rows(batch.partial)] == ["one", "two"]
+    assert batch.rows(batch.partial)[0]["messages"][0]["role"] == "system"
+    assert not batch.output.exists()
+
+
+def test_an_existing_output_is_refused_before_any_work(tmp_path: Path) -> None:
+    write_rows(tmp_path / "in.jsonl", ["one"])
+    (tmp_path / "out.jsonl").write_text("precious")
+    batch = Batch(tmp_path, "--pool", "no-such-pool")
+    assert batch.ends() == 1
+    assert re.fullmatch(r"Error: The output file .*out\.jsonl is there already\. Give --overwrite .*\n", batch.stderr)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+    assert batch.output.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--pool", "no-such-pool"], "There is no pool 'no-such-pool'"),
+        (["--pool", "a", "--model", "b"], "just one of --pool and --model"),
+        (["--pool", "a", "--workers", "2"], "--workers is for a pool that is started here"),
+        (["--overwrite", "--output", "in.jsonl"], "the same file"),
+        (["--temperature", "-1"], "temperature must be at least 0"),
+    ],
+)
+def test_wrong_usage_says_so_and_leaves_nothing(
+    tmp_path: Path, arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "in.jsonl", ["one"])
+    batch = Batch(tmp_path, *arguments)
+    assert batch.ends() == 2, batch.stderr
+    assert words in batch.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_two_batches_at_once_against_one_pool(tmp_path: Path) -> None:
+    for name in "ab":
+        write_rows(tmp_path / f"{name}.jsonl", [f"[[say:{name}{i}]][[pace:0.002]]" for i in range(150)])
+    with pool() as sampler:
+        batches = [Batch(tmp_path, *connect(sampler), source=f"{n}.jsonl", output=f"{n}.out.jsonl") for n in "ab"]
+        assert [batch.ends() for batch in batches] == [0, 0]
+    for name, batch in zip("ab", batches, strict=True):
+        assert [row["generation"]["text"] for row in batch.rows()] == [f"{name}{i}" for i in range(150)]
+
+
+def test_ctrl_c_finishes_what_runs_and_keeps_it(tmp_path: Path) -> None:
+    write_rows(tmp_path / "in.jsonl", [f"[[tokens:10]][[pace:0.01]] {i}" for i in range(3000)])
+    batch = Batch(tmp_path, "--model", "none", "--engine", "scripted", "--workers", "2", "--max-batch", "8")
+    eventually(batch.has_rows, "some rows are written")
+    batch.interrupt()
+    assert batch.ends() == 130, batch.stderr
+    assert "Stopping: the " in batch.stderr
+    assert f"interrupted; the finished rows are in {batch.partial}" in batch.stdout
+    rows = batch.rows(batch.partial)
+    assert 0 < len(rows) < 3000
+    assert [row["generation"]["index"] for row in rows] == list(range(len(rows)))
+    assert all(row["generation"]["text"] and row["generation"]["error"] is None for row in rows)
+    assert not batch.output.exists()
+
+
+def test_ctrl_c_twice_stops_at_once_and_frees_the_workers(tmp_path: Path) -> None:
+    write_rows(tmp_path / "in.jsonl", ["quick", *["[[tokens:20000]][[pace:0.05]]"] * 40])
+    with pool() as sampler:
+        batch = Batch(tmp_path, *connect(sampler), "--max-new-tokens", "20000")
+        eventually(batch.has_rows, "the first row is written")
+        batch.interrupt()
+        eventually(lambda: "Stopping: the " in batch.stderr, "the first Ctrl-C is answered")
+        batch.interrupt()
+        assert batch.ends() == 130
+        assert [row["generation"]["text"] for row in batch.rows(batch.partial)] == ["quick"]
+        eventually(lambda: running(sampler) == 0, "the workers have dropped the rows")

@@ -1,0 +1,186 @@
+"""``samplerpool chat`` and ``run_chat`` without a terminal: piped questions, one question, a data set."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from samplerpool import run_chat
+from samplerpool.errors import InvalidParameter, OutputExists
+from samplerpool.samplers.sync_sampler import SyncSampler
+
+TIMEOUT_S = 60.0
+SCRIPTED = "sample_backend=scripted"
+
+
+@pytest.fixture
+def pool() -> Iterator[SyncSampler]:
+    with SyncSampler.launch(engine="scripted", workers=1) as sampler:
+        yield sampler
+
+
+def run(module: str, *options: str, stdin: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", module, *options],
+        input=stdin,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8", **environ},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=TIMEOUT_S,
+    )
+
+
+def chat(*options: str, stdin: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
+    return run("samplerpool", "chat", *options, stdin=stdin, **environ)
+
+
+def sampler_module(*options: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return run("samplerpool.samplers.cli_sampler", *options, stdin=stdin)
+
+
+def test_piped_questions_give_plain_answers(pool: SyncSampler) -> None:
+    result = chat(stdin="one\n\nclear\n[[say:zwölf 😀]]\nexit\nnever")
+    assert (result.stdout, result.stderr, result.returncode) == ("one\nzwölf 😀\n", "", 0)
+
+
+def test_a_failed_turn_shows_in_the_exit_code(pool: SyncSampler) -> None:
+    result = chat(stdin="one\n[[fail]]\nthree\n")
+    assert (result.stdout, result.returncode) == ("one\n\nthree\n", 1)
+    assert result.stderr == "Error: The scripted engine was told to fail this request.\n"
+
+
+def test_a_worker_that_dies_ends_piped_input(pool: SyncSampler) -> None:
+    result = chat(stdin="[[crash]]\nthree\n")
+    assert (result.stdout, result.returncode) == ("\n", 1)
+    assert "no worker is left" in result.stderr
+
+
+def test_once_prints_one_answer(pool: SyncSampler) -> None:
+    assert pool.connection_file is not None
+    result = chat("--pool", pool.connection_file.pool, "--worker", "0", "--once", "what\nis it", "--max-tokens", "6")
+    assert (result.stdout, result.stderr, result.returncode) == ("what\ni\n", "", 0)
+    assert chat("--once", "[[fail]]").returncode == 1
+
+
+def test_an_output_without_utf8_gets_replacements(pool: SyncSampler) -> None:
+    result = chat("--once", "[[say:a 😀]]", PYTHONIOENCODING="ascii")
+    assert (result.stdout, result.returncode) == ("a ?\n", 0)
+
+
+def test_bytes_that_are_no_text_do_not_end_the_chat(pool: SyncSampler) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "samplerpool", "chat"],
+        input=b"bad \xff byte\nnext\n",
+        capture_output=True,
+        timeout=TIMEOUT_S,
+    )
+    assert (result.stdout.decode().splitlines()[1:], result.returncode) == (["next"], 0)
+
+
+def test_a_reader_that_leaves_ends_the_chat_quietly(pool: SyncSampler) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "samplerpool", "chat", "--max-new-tokens", "90000"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    with process:
+        assert None not in (process.stdin, process.stdout, process.stderr)
+        process.stdin.write(b"[[tokens:90000]][[pace:0.001]]\n")
+        process.stdin.flush()
+        assert process.stdout.read(3) == b"The"
+        process.stdout.close()
+        assert process.wait(TIMEOUT_S) == 1
+        assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        ([], 2, "No pool is running"),
+        (["--pool", "absent"], 2, "absent"),
+        (["--connect", "/absent/file.json"], 2, "/absent/file.json"),
+        (["--pool", "a", "--model", "b"], 2, "not several"),
+        (["--engine", "scripted", "--worker", "0"], 2, "--worker"),
+        (["--n", "2"], 2, "one answer a turn"),
+        (["--temperature", "-1"], 2, "temperature must be at least 0"),
+    ],
+)
+def test_wrong_usage_is_one_clear_line(options: list[str], code: int, said: str) -> None:
+    result = chat(*options, "--once", "hi")
+    assert (result.stdout, result.returncode) == ("", code)
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+# ---- run_chat -------------------------------------------------------------------------------------------------------
+
+
+def questions(path: Path, *rows: Any) -> str:
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
+    return str(path)
+
+
+def answers(text: str) -> list[tuple[int, str]]:
+    generations = [json.loads(line)["generation"] for line in text.splitlines()]
+    return [(each["index"], each["text"]) for each in generations]
+
+
+def test_the_module_chats_over_pipes_with_a_config_file_and_overrides(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("sample_backend: scripted\nmax_new_tokens: 3\n")
+    result = sampler_module(str(config), "max_new_tokens=5", stdin="123456789\n")
+    assert (result.stdout, result.returncode) == ("12345\n", 0)
+
+
+def test_the_module_answers_data_sets_to_standard_output(tmp_path: Path) -> None:
+    train = questions(tmp_path / "train.jsonl", {"prompt": "one"}, "{broken", {"prompt": "three 😀"})
+    evaluation = questions(tmp_path / "eval.jsonl", {"prompt": "four"})
+    result = sampler_module(SCRIPTED, "--train_dataset", train, "--eval_dataset", evaluation)
+    assert answers(result.stdout) == [(0, "one"), (1, ""), (2, "three 😀"), (3, "four")]
+    assert "Line 2" in json.loads(result.stdout.splitlines()[1])["generation"]["error"]
+    assert "4 rows, 1 with errors" in result.stderr
+    assert result.returncode == 3
+
+
+def test_run_chat_writes_answers_to_a_new_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = questions(tmp_path / "data.jsonl", {"prompt": "one", "id": 7}, {"prompt": "two", "id": 8})
+    args = {"sample_backend": "scripted", "train_dataset": data, "output": str(tmp_path / "out.jsonl"), "n": 2}
+    run_chat(args)
+    text = (tmp_path / "out.jsonl").read_text()
+    assert answers(text) == [(0, "one"), (0, "one"), (1, "two"), (1, "two")]
+    assert [json.loads(line)["id"] for line in text.splitlines()] == [7, 7, 8, 8]
+    assert capsys.readouterr().out == ""
+    with pytest.raises(OutputExists):
+        run_chat(args)
+    assert (tmp_path / "out.jsonl").read_text() == text
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"sample_backend": "scripted", "engine": "paged"},
+        {"sample_backend": "vllm"},
+        {"sample_backend": "scripted", "num_return_sequences": 2},
+        {"modell": "x"},
+    ],
+)
+def test_run_chat_refuses_what_cannot_be_before_anything_starts(args: dict[str, Any]) -> None:
+    with pytest.raises(InvalidParameter):
+        run_chat(args)
+
+
+def test_the_module_refuses_in_one_line_and_helps() -> None:
+    result = sampler_module("--modle", "x", "sample_backend=vllm")
+    assert result.returncode == 2
+    assert result.stderr.startswith("Error: Unknown argument 'modle'; did you mean 'model'? sample_backend must be hf,")
+    helped = sampler_module("--help")
+    assert "--model_name_or_path" in helped.stdout
+    assert helped.returncode == 0

@@ -1,0 +1,355 @@
+"""The batch state machine by list equality, and a simulation of whole runs with workers that die."""
+
+import heapq
+import random
+
+import pytest
+
+from samplerpool.batch.events import (
+    Answered,
+    Assign,
+    Emit,
+    Finish,
+    InputEnded,
+    RequestFailed,
+    Rest,
+    RowsRead,
+    StopRequested,
+    WorkerDown,
+    WorkerRested,
+    WorkerUp,
+)
+from samplerpool.batch.state import MAX_ATTEMPTS, BatchState
+from samplerpool.data.answers import Answer, RowResult, row_seed
+from samplerpool.data.rows import Row
+from samplerpool.errors import (
+    BadRow,
+    LeaseExpired,
+    PromptTooLong,
+    QueueFull,
+    TransportError,
+    UnsupportedParameter,
+    WorkerDied,
+    WorkerDraining,
+)
+
+
+def rows(*indexes):
+    return [Row(index, {}, [{"role": "user", "content": []}]) for index in indexes]
+
+
+def answer(text="a"):
+    return Answer(text, "stop", 3, 2, 0, None)
+
+
+class Driver:
+    """Feeds a state machine and remembers the jobs that it handed out."""
+
+    def __init__(self, *, workers=1, max_batch=4, samples=1, ahead=None):
+        self.state = BatchState(7, samples, ahead)
+        self.jobs = {}
+        self.tell(*(WorkerUp(worker, max_batch) for worker in range(workers)))
+
+    def tell(self, *events):
+        """Handle events; actions as short tuples, in order."""
+        return [self.short(action) for action in self.state.handle(*events)]
+
+    def short(self, action):
+        match action:
+            case Assign(worker, jobs):
+                self.jobs.update({(job.row.index, job.sample): (worker, job) for job in jobs})
+                return "assign", worker, [(job.row.index, job.sample) for job in jobs]
+            case Emit(result):
+                return "emit", result.row.index, result.sample, type(result.error).__name__ if result.error else "ok"
+            case Rest(worker):
+                return "rest", worker
+            case Finish(outcome):
+                return "finish", outcome
+
+    def answered(self, index, sample=0):
+        worker, job = self.jobs[index, sample]
+        return Answered(worker, job, answer())
+
+    def failed(self, index, error, sample=0):
+        worker, job = self.jobs[index, sample]
+        return RequestFailed(worker, job, error)
+
+
+def test_rows_are_read_handed_out_and_given_back_in_order():
+    driver = Driver(workers=2, max_batch=4)
+    assert driver.state.room == 12
+    assert driver.tell(RowsRead(rows(0, 1, 2)), InputEnded()) == [
+        ("assign", 0, [(0, 0), (1, 0)]),
+        ("assign", 1, [(2, 0)]),
+    ]
+    assert driver.tell(driver.answered(2)) == []
+    assert driver.tell(driver.answered(0)) == [("emit", 0, 0, "ok")]
+    assert driver.tell(driver.answered(1)) == [("emit", 1, 0, "ok"), ("emit", 2, 0, "ok"), ("finish", "complete")]
+
+
+def test_an_empty_input_is_complete():
+    assert Driver().tell(RowsRead([]), InputEnded()) == [("finish", "complete")]
+
+
+def test_bad_rows_need_no_worker_and_keep_their_place():
+    driver = Driver()
+    bad = Row(1, error=BadRow("Line 2: bad"))
+    assert driver.tell(RowsRead([*rows(0), bad, *rows(2)]), InputEnded()) == [("assign", 0, [(0, 0), (2, 0)])]
+    assert driver.tell(driver.answered(2)) == []
+    assert driver.tell(driver.answered(0)) == [
+        ("emit", 0, 0, "ok"),
+        ("emit", 1, 0, "BadRow"),
+        ("emit", 2, 0, "ok"),
+        ("finish", "complete"),
+    ]
+
+
+def test_samples_of_a_row_are_requests_of_their_own_with_seeds_of_their_own():
+    driver = Driver(workers=2, samples=2)
+    bad = Row(1, error=BadRow("Line 2: bad"))
+    driver.tell(RowsRead([*rows(0), bad]), InputEnded())
+    seeds = {key: job.seed for key, (_, job) in driver.jobs.items()}
+    assert seeds == {(0, 0): row_seed(7, 0, 0), (0, 1): row_seed(7, 0, 1)}
+    assert driver.tell(driver.answered(0, 1)) == []
+    assert driver.tell(driver.answered(0, 0)) == [
+        ("emit", 0, 0, "ok"),
+        ("emit", 0, 1, "ok"),
+        ("emit", 1, 0, "BadRow"),
+        ("emit", 1, 1, "BadRow"),
+        ("finish", "complete"),
+    ]
+
+
+def test_the_row_s_own_fault_is_an_error_row_at_once():
+    driver = Driver()
+    driver.tell(RowsRead(rows(0)), InputEnded())
+    assert driver.tell(driver.failed(0, PromptTooLong("too long"))) == [
+        ("emit", 0, 0, "PromptTooLong"),
+        ("finish", "complete"),
+    ]
+
+
+def test_rows_of_a_dead_worker_go_to_another_before_new_ones():
+    driver = Driver(workers=2, max_batch=2)
+    assert driver.tell(RowsRead(rows(*range(10)))) == [
+        ("assign", 0, [(0, 0), (1, 0), (2, 0), (3, 0)]),
+        ("assign", 1, [(4, 0), (5, 0), (6, 0), (7, 0)]),
+    ]
+    died = WorkerDied("Worker 0 died.")
+    assert driver.tell(WorkerDown(0), *(driver.failed(index, died) for index in (3, 2, 1, 0))) == []
+    assert driver.tell(driver.answered(4), driver.answered(5)) == [("assign", 1, [(0, 0), (1, 0)])]
+    driver.tell(driver.answered(0), driver.answered(1))
+    assert driver.jobs[2, 0][0] == driver.jobs[3, 0][0] == 1
+
+
+def test_a_dead_worker_gets_nothing_even_before_it_is_reported_down():
+    driver = Driver(workers=2, max_batch=2)
+    driver.tell(RowsRead(rows(0, 1)))
+    assert driver.tell(driver.failed(0, WorkerDied("gone"))) == [("assign", 1, [(0, 0)])]
+    assert driver.state.workers == {1}
+
+
+def test_the_last_of_several_attempts_ends_in_an_error_row():
+    driver = Driver()
+    driver.tell(RowsRead(rows(0)), InputEnded())
+    for _ in range(MAX_ATTEMPTS - 1):
+        assert driver.tell(driver.failed(0, TransportError("lost"))) == [("assign", 0, [(0, 0)])]
+    (emitted, finish) = driver.state.handle(driver.failed(0, TransportError("lost")))
+    assert emitted.result.error.message == "lost Given up after 3 attempts."
+    assert type(emitted.result.error) is TransportError
+    assert finish == Finish("complete")
+
+
+def test_retryable_errors_are_tried_again():
+    driver = Driver()
+    driver.tell(RowsRead(rows(0)), InputEnded())
+    assert driver.tell(driver.failed(0, LeaseExpired("silent"))) == [("assign", 0, [(0, 0)])]
+    assert driver.tell(driver.answered(0)) == [("emit", 0, 0, "ok"), ("finish", "complete")]
+
+
+def test_a_draining_worker_gets_nothing_new_until_it_is_up_again():
+    driver = Driver(workers=2, max_batch=2)
+    driver.tell(RowsRead(rows(0, 1)))
+    assert driver.tell(driver.failed(0, WorkerDraining("stopping"))) == [("assign", 1, [(0, 0)])]
+    assert driver.tell(RowsRead(rows(2)), InputEnded()) == [("assign", 1, [(2, 0)])]
+    driver.tell(WorkerDown(0), WorkerUp(0, 2), driver.failed(1, LeaseExpired("silent")))
+    assert driver.jobs[1, 0][0] == 0
+
+
+def test_a_full_worker_rests_and_the_row_keeps_its_attempts():
+    driver = Driver(max_batch=2)
+    driver.tell(RowsRead(rows(0)), InputEnded())
+    for _ in range(MAX_ATTEMPTS + 2):
+        assert driver.tell(driver.failed(0, QueueFull("full"))) == [("rest", 0)]
+        assert driver.tell(WorkerRested(0)) == [("assign", 0, [(0, 0)])]
+    assert driver.tell(driver.failed(0, LeaseExpired("late"))) == [("assign", 0, [(0, 0)])]
+    assert driver.tell(driver.answered(0)) == [("emit", 0, 0, "ok"), ("finish", "complete")]
+
+
+def test_with_no_worker_left_the_run_ends_and_what_is_finished_is_given_back():
+    driver = Driver(workers=2)
+    driver.tell(RowsRead(rows(0, 1, 2)), InputEnded())
+    driver.tell(driver.failed(0, WorkerDied("gone")), driver.answered(2))
+    assert driver.tell(*(driver.failed(index, WorkerDied("gone")) for index in (0, 1))) == [
+        ("emit", 2, 0, "ok"),
+        ("finish", "no_workers"),
+    ]
+
+
+def test_without_any_worker_nothing_is_read():
+    driver = Driver(workers=0)
+    assert driver.state.room == 0
+    assert driver.tell() == []  # finished already
+    assert BatchState(1).handle() == [Finish("no_workers")]
+
+
+def test_a_parameter_that_no_row_can_have_ends_the_run():
+    driver = Driver()
+    driver.tell(RowsRead(rows(0, 1)))
+    error = UnsupportedParameter("no logprobs")
+    assert driver.state.handle(driver.failed(0, error))[-1] == Finish("failed", error)
+
+
+def test_stop_finishes_what_runs_and_hands_nothing_out():
+    driver = Driver(max_batch=1)
+    driver.tell(RowsRead(rows(*range(8))))
+    assert set(driver.jobs) == {(0, 0), (1, 0), (2, 0)}
+    assert driver.tell(StopRequested()) == []
+    assert driver.state.room == 0
+    assert driver.tell(driver.answered(1)) == []
+    assert driver.tell(driver.failed(0, WorkerDied("gone"))) == []
+    assert driver.tell(driver.answered(2)) == [
+        ("emit", 1, 0, "ok"),
+        ("emit", 2, 0, "ok"),
+        ("finish", "stopped"),
+    ]
+
+
+def test_stop_at_once_does_not_wait():
+    driver = Driver(max_batch=1)
+    driver.tell(RowsRead(rows(*range(8))))
+    driver.tell(StopRequested())
+    assert driver.tell(driver.answered(1)) == []
+    assert driver.tell(StopRequested(at_once=True)) == [("emit", 1, 0, "ok"), ("finish", "stopped")]
+    assert driver.tell(driver.answered(0)) == []
+
+
+def test_reading_pauses_far_ahead_of_the_first_unfinished_row_and_goes_on():
+    driver = Driver(max_batch=2, ahead=6)
+    assert driver.state.room == 4
+    driver.tell(RowsRead(rows(0, 1, 2, 3)))
+    driver.tell(driver.answered(1), driver.answered(2), driver.answered(3))
+    assert driver.state.room == 2  # rows 0 to 3 are not given back yet
+    driver.tell(RowsRead(rows(4, 5)))
+    driver.tell(driver.answered(4), driver.answered(5))
+    assert driver.state.room == 0
+    assert len(driver.tell(driver.answered(0))) == 6
+    assert driver.state.room == 4
+
+
+class Simulation:
+    """A run with simulated workers: each has a speed, a batch, and may die and come back."""
+
+    def __init__(self, seed, *, count, workers, samples=1, ahead=None, deaths=0):
+        self.random = random.Random(seed)
+        self.state = BatchState(seed, samples, ahead)
+        self.count, self.read = count, 0
+        self.speed = {w: self.random.uniform(0.1, 3.0) for w in range(workers)}
+        self.max_batch = {w: self.random.randint(1, 6) for w in range(workers)}
+        self.holds = {w: [] for w in range(workers)}
+        self.clock, self.queue, self.order = 0.0, [], 0
+        self.emitted, self.assigned, self.finish = [], {}, None
+        self.idle_while_waiting = 0
+        for _ in range(deaths):
+            self.later(self.random.uniform(0, count / 4), ("death", self.random.randrange(workers)))
+
+    def later(self, delay, what):
+        self.order += 1
+        heapq.heappush(self.queue, (self.clock + delay, self.order, what))
+
+    def run(self):
+        self.act(self.state.handle(*(WorkerUp(w, batch) for w, batch in self.max_batch.items())))
+        while self.finish is None:
+            while (room := min(self.state.room, 5)) and self.finish is None:
+                new = rows(*range(self.read, min(self.read + room, self.count)))
+                self.read += len(new)
+                self.act(self.state.handle(RowsRead(new), *([InputEnded()] if len(new) < room else [])))
+            if self.finish is None:
+                assert self.queue, "deadlock: nothing runs and nothing is finished"
+                self.clock, _, what = heapq.heappop(self.queue)
+                self.happen(*what)
+        return self
+
+    def happen(self, kind, worker, job=None):
+        if kind == "death" and worker in self.state.workers and len(self.state.workers) > 1:
+            lost, self.holds[worker] = self.holds[worker], []
+            self.random.shuffle(lost)
+            self.act(self.state.handle(WorkerDown(worker), *(RequestFailed(worker, j, WorkerDied("x")) for j in lost)))
+            self.later(self.random.uniform(1, 20), ("birth", worker))
+        elif kind == "birth":
+            self.act(self.state.handle(WorkerUp(worker, self.max_batch[worker])))
+        elif kind == "answer" and job in self.holds[worker]:
+            self.holds[worker].remove(job)
+            fault = self.random.random()
+            if fault < 0.02:
+                event = RequestFailed(worker, job, PromptTooLong("long"))
+            elif fault < 0.05:
+                event = RequestFailed(worker, job, LeaseExpired("late"))
+            else:
+                event = Answered(worker, job, answer(f"{job.row.index}/{job.sample}"))
+            self.act(self.state.handle(event))
+            if self.read < self.count and not self.holds[worker] and worker in self.state.workers:
+                self.idle_while_waiting += 1
+
+    def act(self, actions):
+        for action in actions:
+            assert self.finish is None
+            match action:
+                case Assign(worker, jobs):
+                    for job in jobs:
+                        key = job.row.index, job.sample
+                        self.assigned[key] = self.assigned.get(key, 0) + 1
+                        self.holds[worker].append(job)
+                        ahead = max(0, len(self.holds[worker]) - self.max_batch[worker])
+                        delay = self.random.expovariate(1) * self.speed[worker] * (1 + ahead)
+                        self.later(delay, ("answer", worker, job))
+                case Emit(result):
+                    self.emitted.append(result)
+                case Finish():
+                    self.finish = action
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_every_row_is_answered_once_and_in_order_whatever_happens(seed):
+    shape = random.Random(seed)
+    samples, count = shape.choice([1, 1, 3]), shape.randint(0, 150)
+    run = Simulation(
+        seed,
+        count=count,
+        workers=shape.randint(1, 4),
+        samples=samples,
+        ahead=shape.choice([None, 1, 7, 40]),
+        deaths=shape.randint(0, 12),
+    ).run()
+    assert run.finish == Finish("complete")
+    assert [(r.row.index, r.sample) for r in run.emitted] == [(i, s) for i in range(count) for s in range(samples)]
+    for result in run.emitted:
+        if result.answer is not None:
+            assert result.answer.text == f"{result.row.index}/{result.sample}"
+        else:
+            assert isinstance(result.error, PromptTooLong | LeaseExpired | WorkerDied)
+    assert all(attempts <= MAX_ATTEMPTS for attempts in run.assigned.values())
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_without_deaths_no_worker_is_idle_while_rows_are_left(seed):
+    assert Simulation(seed, count=300, workers=3).run().idle_while_waiting == 0
+
+
+def test_a_result_holds_the_row_and_the_sample():
+    row = rows(0)[0]
+    state = BatchState(7)
+    state.handle(WorkerUp(0, 1))
+    (assign,) = state.handle(RowsRead([row]))
+    job = assign.jobs[0]
+    assert state.handle(Answered(0, job, answer())) == [Emit(RowResult(row, 0, job.seed, answer()))]

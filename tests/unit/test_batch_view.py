@@ -1,0 +1,69 @@
+"""What a run shows: live, plain, and at the end."""
+
+import io
+
+from samplerpool.batch.tally import BatchSummary, Progress, WorkerTally
+from samplerpool.cli.batch_view import LiveView, PlainView, duration, plain_line, summary_lines
+
+WORKERS = (WorkerTally(0, 60, 1200, 4, True), WorkerTally(1, 59, 1180, 0, False))
+PROGRESS = Progress(120, 1500, 1, 2380, 238.0, 10.0, 115.0, WORKERS)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_the_plain_line_has_all_figures():
+    assert plain_line(PROGRESS) == (
+        "120/1,500 rows, 1 with errors, 2,380 tokens, 238 tokens/s, 10 s so far, about 1 min 55 s left"
+        " | worker 0: 60 rows, 1,200 tokens | worker 1: 59 rows, 1,180 tokens (down)"
+    )
+    unknown = Progress(7, None, 0, 9, 3.0, 3.0, None, ())
+    assert plain_line(unknown) == "7 rows, 9 tokens, 3 tokens/s, 3.0 s so far"
+
+
+def test_plain_lines_come_every_few_seconds():
+    now = [0.0]
+    stream = io.StringIO()
+    with PlainView(stream, lambda: now[0]) as view:
+        for second in range(12):
+            now[0] = float(second)
+            view.update(PROGRESS)
+        view.say("done")
+    assert stream.getvalue().splitlines() == [plain_line(PROGRESS)] * 2 + ["done"]
+
+
+def test_the_live_view_fits_a_narrow_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    stream = Terminal()
+    with LiveView(stream) as view:
+        view.update(PROGRESS)
+        view.say("[bold]said[/bold]")
+    shown = stream.getvalue()
+    assert "120/1,500 rows, 238 tokens/s, 1 errors, 1 min 55 s left" in shown
+    assert "[bold]said[/bold]" in shown
+    assert "worker 0" in shown
+    assert "down" in shown
+
+
+def test_durations():
+    assert [duration(s) for s in (0.0, 9.94, 10.4, 60, 3599.6, 7500)] == [
+        "0.0 s",
+        "9.9 s",
+        "10 s",
+        "1 min 00 s",
+        "1 h 00 min",
+        "2 h 05 min",
+    ]
+
+
+def test_the_summary_names_errors_by_kind_and_the_seed():
+    summary = BatchSummary(200, {"PromptTooLong": 2, "BadRow": 1}, 4000, 2380, 10.0, WORKERS, 42, True)
+    assert summary_lines(summary) == [
+        "200 rows in 10 s: 197 answered, 3 with errors (BadRow 1, PromptTooLong 2)",
+        "4,000 prompt tokens, 2,380 completion tokens, 238 tokens/s",
+        "worker 0: 60 rows, 1,200 tokens",
+        "worker 1: 59 rows, 1,180 tokens (down)",
+        "run seed 42 (--seed 42 draws the same again)",
+    ]

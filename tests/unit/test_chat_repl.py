@@ -1,0 +1,247 @@
+"""The chat loop over strings: what is shown, remembered, and returned."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+from samplerpool.chat.console import LABEL, Console, plain_console
+from samplerpool.chat.repl import HOW_TO_LEAVE, Repl
+from samplerpool.chat.terminal import HISTORY_FILE, _open_history
+from samplerpool.chat.transcript import Transcript, text_message
+from samplerpool.client.response import Call
+from samplerpool.errors import EngineError, WorkerDied
+from samplerpool.types import Message
+from samplerpool.wire.messages import TokenPrompt
+
+Piece = str | BaseException
+
+
+class Script:
+    """A sampler that plays given answers; an exception among the pieces is raised there."""
+
+    def __init__(self, *answers: list[Piece]) -> None:
+        self.answers = list(answers)
+        self.prompts: list[list[Message]] = []
+        self.params: list[dict[str, Any]] = []
+        self.closed = 0
+        self.last: Call | None = None
+
+    def generate(self, messages: list[Message], tools: str | None = None, **params: Any) -> Generator[str, None, None]:
+        self.prompts.append(messages)
+        self.params.append(params)
+        try:
+            for piece in self.answers.pop(0):
+                if isinstance(piece, BaseException):
+                    raise piece
+                yield piece
+        finally:
+            self.closed += 1
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class Session:
+    """One run of the loop, over lines typed or piped."""
+
+    def __init__(
+        self,
+        sampler: Script,
+        lines: list[str | BaseException],
+        *,
+        typed: bool = True,
+        gone: Callable[[], str | None] = lambda: None,
+        screen: io.StringIO | None = None,
+    ) -> None:
+        self.screen = screen or (Screen() if typed else io.StringIO())
+        self.errors = io.StringIO()
+        console = Console(_reader(iter(lines)), self.screen, self.errors, interactive=typed)
+        self.transcript = Transcript("S")
+        self.code = Repl(sampler, console, self.transcript, {"top_k": 3}, gone).run()
+
+    @property
+    def turns(self) -> list[tuple[str, str]]:
+        return [(each["role"], each["content"][0]["value"]) for each in self.transcript.messages[1:]]
+
+
+def _reader(lines: Iterator[str | BaseException]) -> Callable[[], str]:
+    def read() -> str:
+        line = next(lines, EOFError())
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+    return read
+
+
+def test_answers_stream_and_the_conversation_grows() -> None:
+    sampler = Script(["a", "b"], ["c"])
+    session = Session(sampler, ["one", "two"])
+    assert session.screen.getvalue() == f"{LABEL}ab\n{LABEL}c\n"
+    assert [len(prompt) for prompt in sampler.prompts] == [2, 4]
+    assert sampler.prompts[1][0] == text_message("system", "S")
+    assert sampler.params == [{"top_k": 3}] * 2
+    assert session.turns == [("user", "one"), ("assistant", "ab"), ("user", "two"), ("assistant", "c")]
+    assert session.code == 0
+
+
+def test_each_piece_is_flushed_at_once() -> None:
+    seen: list[str] = []
+
+    class Watched(Screen):
+        def flush(self) -> None:
+            seen.append(self.getvalue())
+
+    Session(Script(["a", "b"]), ["one"], screen=Watched())
+    assert f"{LABEL}a" in seen
+    assert f"{LABEL}ab" in seen
+
+
+def test_how_the_request_ended_is_heeded() -> None:
+    sampler = Script(["<think>t</think>x"])
+    sampler.last = Call(TokenPrompt([1]))
+    sampler.last.finish_reason, sampler.last.completion_tokens = "length", 7
+    sampler.last.message = {"role": "assistant", "content": [{"type": "reasoning", "value": "t"}]}
+    session = Session(sampler, ["one"])
+    assert session.errors.getvalue() == "(cut off after 7 tokens; max_new_tokens allows more)\n"
+    assert session.turns == [("user", "one"), ("assistant", "t")]
+
+
+def test_clear_and_exit() -> None:
+    sampler = Script(["a"], ["b"])
+    session = Session(sampler, ["one", "clear", "", "two", "exit", "never"])
+    assert [len(prompt) for prompt in sampler.prompts] == [2, 2]
+    assert session.code == 0
+
+
+def test_ctrl_c_in_an_answer_keeps_what_came_and_closes_the_stream() -> None:
+    sampler = Script(["ha", "lf", KeyboardInterrupt(), "never"], ["c"])
+    session = Session(sampler, ["one", "two"])
+    assert session.turns[:2] == [("user", "one"), ("assistant", "half")]
+    assert "half\n" in session.screen.getvalue()
+    assert "(stopped)" in session.errors.getvalue()
+    assert (sampler.closed, session.code) == (2, 0)
+
+
+def test_ctrl_c_while_a_piece_is_being_shown_closes_the_stream_before_anything_else() -> None:
+    closed_then: list[int] = []
+
+    class Interrupted(Screen):
+        def write(self, text: str) -> int:
+            if text == "b":
+                raise KeyboardInterrupt
+            if text == "\n":
+                closed_then.append(sampler.closed)
+            return super().write(text)
+
+    sampler = Script(["a", "b", "c"])
+    session = Session(sampler, ["one"], screen=Interrupted())
+    assert closed_then == [1]
+    assert session.turns == [("user", "one"), ("assistant", "ab")]
+
+
+def test_ctrl_c_between_question_and_answer_forgets_the_question() -> None:
+    class Interrupted(Screen):
+        interrupted = False
+
+        def write(self, text: str) -> int:
+            if text == LABEL and not self.interrupted:
+                self.interrupted = True
+                raise KeyboardInterrupt
+            return super().write(text)
+
+    session = Session(Script(["a"]), ["one", "two"], screen=Interrupted())
+    assert session.turns == [("user", "two"), ("assistant", "a")]
+
+
+def test_ctrl_c_before_anything_came_forgets_the_question() -> None:
+    session = Session(Script([KeyboardInterrupt()]), ["one"])
+    assert session.turns == []
+
+
+def test_ctrl_c_at_the_prompt_says_how_to_leave_and_goes_on() -> None:
+    session = Session(Script(["a"]), [KeyboardInterrupt(), "one"])
+    assert HOW_TO_LEAVE in session.errors.getvalue()
+    assert session.turns == [("user", "one"), ("assistant", "a")]
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (EngineError("It raised\nat step 3."), "Error: It raised at step 3.\n"),
+        (ValueError("odd"), "Error: ValueError: odd\n"),
+    ],
+)
+def test_a_failed_turn_is_one_line_and_is_forgotten(error: Exception, shown: str) -> None:
+    session = Session(Script(["ha", error], ["b"]), ["one", "two"])
+    assert session.errors.getvalue() == shown
+    assert session.turns == [("user", "two"), ("assistant", "b")]
+    assert session.code == 0
+
+
+def test_a_worker_gone_for_good_ends_the_chat() -> None:
+    sampler = Script(["a", WorkerDied("It died.")])
+    session = Session(sampler, ["one", "two"], gone=lambda: "no worker is left.")
+    assert session.errors.getvalue() == "Error: It died.\nThe chat ends here: no worker is left.\n"
+    assert (len(sampler.prompts), session.code) == (1, 1)
+
+
+def test_piped_answers_are_plain_and_a_failure_shows_in_the_exit_code() -> None:
+    session = Session(Script(["a"], [EngineError("No.")], ["b"]), ["one\n", "two\n", "three\n"], typed=False)
+    assert session.screen.getvalue() == "a\n\nb\n"
+    assert (session.errors.getvalue(), session.code) == ("Error: No.\n", 1)
+    assert Session(Script(["a"]), ["one"], typed=False).code == 0
+
+
+@pytest.mark.parametrize("place", ["answer", "prompt"])
+def test_ctrl_c_ends_piped_input(place: str) -> None:
+    lines: list[str | BaseException] = ["one"] if place == "answer" else [KeyboardInterrupt()]
+    assert Session(Script(["a", KeyboardInterrupt()]), lines, typed=False).code == 130
+
+
+def test_a_terminal_does_not_obey_the_model_but_a_pipe_gets_every_byte() -> None:
+    answer = "\x1b]0;title\x07\r\u009b2J tab\t\nend"
+    shown = Session(Script([answer]), ["one"]).screen.getvalue()
+    assert shown == f"{LABEL}\u241b]0;title\u2407\u240d\ufffd2J tab\t\nend\n"
+    session = Session(Script([answer]), ["one"], typed=False)
+    assert session.screen.getvalue() == f"{answer}\n"
+    assert session.turns[1] == ("assistant", answer)
+
+
+def test_text_that_the_output_cannot_encode_is_replaced() -> None:
+    raw = io.BytesIO()
+    console = Console(lambda: "", io.TextIOWrapper(raw, encoding="ascii"), io.StringIO(), interactive=False)
+    console.write("ok 😀")
+    assert raw.getvalue() == b"ok ?"
+
+
+def test_once_answers_one_question() -> None:
+    out, errors = io.StringIO(), io.StringIO()
+
+    def once(*answer: Piece) -> int:
+        console = plain_console(io.StringIO(), out, errors)
+        return Repl(Script(list(answer)), console, Transcript(), {}).once("clear")
+
+    assert (once("a"), out.getvalue()) == (0, "a\n")
+    assert (once(EngineError("No.")), errors.getvalue()) == (1, "Error: No.\n")
+    assert once("b", KeyboardInterrupt()) == 130
+
+
+def test_history_is_private_and_an_unwritable_folder_costs_only_the_history(tmp_path: Path) -> None:
+    assert isinstance(_open_history(tmp_path / "new" / "folder"), FileHistory)
+    path = tmp_path / "new" / "folder" / HISTORY_FILE
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert isinstance(_open_history(path), InMemoryHistory)  # a file where the folder should be
+    history = _open_history(tmp_path)
+    (tmp_path / HISTORY_FILE).unlink()
+    (tmp_path / HISTORY_FILE).mkdir()
+    history.append_string("kept in memory")
+    assert history.get_strings() == ["kept in memory"]

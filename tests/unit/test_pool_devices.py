@@ -1,0 +1,141 @@
+"""Which worker gets which device and which cores."""
+
+from __future__ import annotations
+
+import pytest
+
+from samplerpool.config.arguments import PoolArguments
+from samplerpool.errors import InvalidParameter, UsageError
+from samplerpool.pool.devices import (
+    CpuBudget,
+    WorkerPlan,
+    check_workers,
+    choose_devices,
+    cpu_budget,
+    cpu_limit_v1,
+    cpu_limit_v2,
+    inherited_devices,
+    plan,
+    plan_workers,
+    share_cores,
+    worker_environment,
+)
+
+UUIDS = ["GPU-11111111-aaaa", "GPU-22222222-bbbb"]
+
+
+@pytest.mark.parametrize(
+    ("cores", "limit", "workers", "expected"),
+    [
+        ((0, 1), None, 1, [((0, 1), 2)]),
+        ((0, 1), None, 2, [((0,), 1), ((1,), 1)]),
+        ((2, 3, 6), None, 2, [((2, 3), 2), ((6,), 1)]),
+        ((0, 1), None, 5, [((0,), 1), ((1,), 1), ((0,), 1), ((1,), 1), ((0,), 1)]),
+        (tuple(range(8)), 4.0, 2, [((), 2), ((), 2)]),
+        (tuple(range(8)), 2.5, 2, [((), 2), ((), 1)]),
+        (tuple(range(8)), 0.5, 2, [((), 1), ((), 1)]),
+        ((0, 1), 16.0, 2, [((0,), 1), ((1,), 1)]),
+    ],
+)
+def test_cores_are_shared_out(
+    cores: tuple[int, ...], limit: float | None, workers: int, expected: list[tuple[tuple[int, ...], int]]
+) -> None:
+    assert share_cores(CpuBudget(cores, limit), workers) == expected
+
+
+def test_limits_of_control_groups() -> None:
+    assert cpu_limit_v2("max 100000\n") is None
+    assert cpu_limit_v2("150000 100000\n") == 1.5
+    assert cpu_limit_v1("-1", "100000") is None
+    assert cpu_limit_v1("200000", "100000") == 2.0
+    assert cpu_limit_v1("", "") is None
+
+
+def test_the_budget_of_this_machine_can_be_told() -> None:
+    budget = cpu_budget()
+    assert budget.cores
+    assert budget.limit is None or budget.limit > 0
+
+
+@pytest.mark.parametrize(
+    ("value", "entries"),
+    [(None, None), ("", []), ("-1", []), ("0,2", ["0", "2"]), ("3, 1 ,-1,0", ["3", "1"]), ("NoDevFiles", [])],
+)
+def test_inherited_devices_end_at_the_first_invalid_entry(value: str | None, entries: list[str] | None) -> None:
+    assert inherited_devices({} if value is None else {"CUDA_VISIBLE_DEVICES": value}) == entries
+
+
+@pytest.mark.parametrize(
+    ("requested", "inherited", "count", "chosen"),
+    [
+        ("auto", None, 0, []),
+        ("auto", None, 2, ["0", "1"]),
+        ("auto", ["4", "5"], 2, ["4", "5"]),
+        ("cpu", ["4", "5"], 2, []),
+        ("1", ["4", "5"], 2, ["5"]),
+        ("1,0", None, 4, ["1", "0"]),
+        ("0,0", None, 1, ["0", "0"]),
+        ("GPU-2222", UUIDS, 2, [UUIDS[1]]),
+        ("1", UUIDS, 2, [UUIDS[1]]),
+        ("GPU-99999999", None, 2, ["GPU-99999999"]),
+    ],
+)
+def test_devices_are_chosen_within_the_inherited_ones(
+    requested: str, inherited: list[str] | None, count: int, chosen: list[str]
+) -> None:
+    assert choose_devices(requested, inherited, count) == chosen
+
+
+@pytest.mark.parametrize(
+    ("requested", "inherited", "count"),
+    [("0", None, 0), ("2", ["4", "5"], 2), ("GPU-3", UUIDS, 2), ("GPU-2", None, 0)],
+)
+def test_a_device_that_is_not_there_is_refused(requested: str, inherited: list[str] | None, count: int) -> None:
+    with pytest.raises(UsageError, match=requested):
+        choose_devices(requested, inherited, count)
+
+
+@pytest.mark.parametrize("requested", ["gpu", "0;1", "", "1,"])
+def test_what_is_no_list_of_devices_is_refused(requested: str) -> None:
+    with pytest.raises(InvalidParameter, match="--devices"):
+        choose_devices(requested, None, 2)
+
+
+def test_one_worker_a_device() -> None:
+    plans = plan("auto", ["4", "5"], CpuBudget((0, 1)))
+    assert [(p.device, p.torch_device, p.visible, p.threads) for p in plans] == [
+        ("cuda:4", "cuda", "4", 0),
+        ("cuda:5", "cuda", "5", 0),
+    ]
+    assert len(plan(1, ["4", "5"], CpuBudget((0, 1)))) == 1
+    with pytest.raises(UsageError, match="3 workers need 3 devices"):
+        plan(3, ["4", "5"], CpuBudget((0, 1)))
+
+
+def test_cpu_workers() -> None:
+    assert plan("auto", [], CpuBudget((0, 1))) == [
+        WorkerPlan(device="cpu", torch_device="cpu", cores=(0, 1), threads=2),
+    ]
+    assert plan(1, [], CpuBudget((0,)), hide_devices=True)[0].visible == ""
+
+
+def test_scripted_workers_take_no_device_and_no_cores() -> None:
+    plans = plan_workers(PoolArguments(engine="scripted", workers=3, devices="0,1"), {"CUDA_VISIBLE_DEVICES": "0"})
+    assert plans == [WorkerPlan(device="cpu", torch_device="cpu")] * 3
+
+
+@pytest.mark.parametrize("workers", [0, -1, True, "two", 5000])
+def test_numbers_of_workers_that_cannot_be(workers: int | str) -> None:
+    with pytest.raises(InvalidParameter, match="workers"):
+        check_workers(workers)
+
+
+def test_the_environment_is_set_before_the_start() -> None:
+    inherited = {"PATH": "/bin", "OMP_NUM_THREADS": "64"}
+    cpu = worker_environment(WorkerPlan(device="cpu", torch_device="cpu", visible="", cores=(0,), threads=1), inherited)
+    assert cpu["OMP_NUM_THREADS"] == cpu["MKL_NUM_THREADS"] == "1"
+    assert cpu["CUDA_VISIBLE_DEVICES"] == ""
+    assert cpu["PATH"] == "/bin"
+    cuda = worker_environment(WorkerPlan(device="cuda:5", torch_device="cuda", visible="5"), inherited)
+    assert cuda["CUDA_VISIBLE_DEVICES"] == "5"
+    assert cuda["OMP_NUM_THREADS"] == "64"
