@@ -78,6 +78,8 @@ class Engine(Protocol):
     name: str
     max_model_len: int
     """Longest prompt plus completion, in tokens."""
+    max_batch: int
+    """Most requests that it works on at a time."""
     supported: frozenset[str]
     """Names of the sampling parameters that it honours."""
 

@@ -76,7 +76,7 @@ class PagedEngine:
 
     def __init__(self, model: Any, config: EngineConfig, *, eos_token_ids: frozenset[int], max_model_len: int) -> None:
         self._manager = Manager(model, config, max_model_len)
-        self._max_batch = config.max_batch
+        self.max_batch = config.max_batch
         self._eos_token_ids = eos_token_ids
         self.max_model_len = min(max_model_len, self._manager.longest_request)
         unsupported = {"logprobs"} if self._manager.on_host else {"logprobs", "repetition_penalty"}
@@ -145,7 +145,7 @@ class PagedEngine:
 
     def _admit(self) -> None:
         for queue in self._queues:
-            while queue and len(self._running) < self._max_batch:
+            while queue and len(self._running) < self.max_batch:
                 self._start(queue.popleft())
         interactive = self._queues[0]
         while interactive and (youngest := self._youngest_batch_request()):

@@ -185,7 +185,7 @@ class ScriptedEngine:
             raise StartFailed("The scripted engine was told to fail at the start (option fail_at_start).")
         time.sleep(float(options["load_s"]))
         self.max_model_len = config.max_model_len or DEFAULT_MODEL_LEN
-        self._max_batch = config.max_batch
+        self.max_batch = config.max_batch
         self._step_s = float(options["step_s"])
         self._default_tokens = int(options["tokens"])
         self._running: dict[RequestId, _Running] = {}
@@ -207,7 +207,7 @@ class ScriptedEngine:
 
     def _admit(self) -> None:
         for queue in self._queues:
-            while queue and len(self._running) < self._max_batch:
+            while queue and len(self._running) < self.max_batch:
                 request = queue.pop(next(iter(queue)))
                 self._running[request.request_id] = _Running(request, self._script(request), self.max_model_len)
 

@@ -201,7 +201,7 @@ def _one_sentence(what: str, source: ModelSource) -> Iterator[None]:
         raise
     except Exception as error:  # transformers raises nearly every class there is
         raise StartFailed(
-            f"The model {source.location!r} cannot be loaded: {_reason(error)}.", model=source.name
+            f"{what} {source.location!r} cannot be loaded: {_reason(error)}.", model=source.name
         ) from error
 
 
@@ -209,13 +209,17 @@ def _reason(error: Exception) -> str:
     line = failure_line(error)
     if isinstance(error, torch.OutOfMemoryError):
         return f"it does not fit into the device's memory ({line})"
+    if "instantiate the backend tokenizer" in line:
+        return "it has no tokenizer.json, or one that transformers does not know"
     if "trust_remote_code" in str(error):
         return "it brings its own code; pass trust_remote_code if you trust it"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     if isinstance(error, OSError | ValueError):
         return line
-    return f"{type(error).__name__}: {line} (a damaged file?)" if not isinstance(error, ImportError) else line
+    if isinstance(error, ImportError):
+        return line
+    return f"{type(error).__name__}: {line} (a damaged file?)"
 
 
 @contextmanager

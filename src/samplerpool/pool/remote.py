@@ -38,14 +38,19 @@ _LIVE_FIELDS: dict[str, Any] = {
 }
 
 
-def ask_supervisor(connection: ConnectionFile, request: Describe | Stop, timeout_s: float) -> dict[str, Any]:
+def ask_supervisor(
+    connection: ConnectionFile, request: Describe | Stop, timeout_s: float, *, pidfd: int | None = None
+) -> dict[str, Any]:
     """Send one request to a pool's supervisor.
+
+    Args:
+        pidfd: of the supervisor's process, whose end is the end of waiting.
 
     Returns:
         The pool's description.
 
     Raises:
-        TransportError: no answer within ``timeout_s``.
+        TransportError: no answer within ``timeout_s``, or it is gone.
         SamplerPoolError: the supervisor refused.
     """
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -53,7 +58,11 @@ def ask_supervisor(connection: ConnectionFile, request: Describe | Stop, timeout
         socket.setsockopt(zmq.LINGER, _LINGER_MS)
         socket.connect(connection.endpoint)
         socket.send(encode([request]))
-        if not socket.poll(int(timeout_s * 1000)):
+        poller = zmq.Poller()
+        poller.register(socket, zmq.POLLIN)
+        if pidfd is not None:
+            poller.register(pidfd, zmq.POLLIN)
+        if socket not in dict(poller.poll(int(timeout_s * 1000))):
             raise TransportError(
                 f"The supervisor of pool {connection.pool!r} (pid {connection.supervisor.pid}) "
                 f"did not answer within {timeout_s:g} s."
@@ -153,7 +162,7 @@ def _end_supervisor(connection: ConnectionFile, supervisor: int | None, timeout_
     if supervisor is None:
         return "gone"
     with contextlib.suppress(TransportError):
-        ask_supervisor(connection, Stop(1, timeout_s), ANSWER_TIMEOUT_S)
+        ask_supervisor(connection, Stop(1, timeout_s), ANSWER_TIMEOUT_S, pidfd=supervisor)
         if _ended(supervisor, timeout_s + LAST_CALL_S + SLACK_S):
             return "stopped"
     steps: tuple[tuple[signal.Signals, HowStopped], ...] = (

@@ -184,6 +184,7 @@ class BaseSampler:
         return {
             "engine": self._loop.engine.name,
             "max_model_len": self._loop.engine.max_model_len,
+            "max_batch": self._loop.engine.max_batch,
             "running": stats.running,
             "queued": stats.queued + self._intake.queued(),
             "tokens_per_s": round(self._loop.tokens_per_s(), 1),

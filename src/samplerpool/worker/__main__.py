@@ -94,7 +94,7 @@ async def _run(config: WorkerConfig, status: StatusPipe) -> None:
 
 
 def _serve(config: WorkerConfig, sampler: BaseSampler, model: str) -> WorkerServer:
-    facts = {"model": model, "pid": os.getpid(), "device": config.engine.device, "max_batch": config.engine.max_batch}
+    facts = {"model": model, "pid": os.getpid(), "device": config.engine.device}
     return WorkerServer(
         sampler, config.endpoint, config.incarnation, lambda: {**facts, "memory_bytes": resident_bytes()}
     )
