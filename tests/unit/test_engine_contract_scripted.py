@@ -8,7 +8,9 @@ pytest.register_assert_rewrite("tests.engine_contract")
 
 from samplerpool.config.arguments import EngineConfig  # noqa: E402
 from samplerpool.engine.base import Engine  # noqa: E402
+from samplerpool.engine.factory import build_engine  # noqa: E402
 from samplerpool.engine.scripted import ScriptedEngine  # noqa: E402
+from samplerpool.errors import InvalidParameter  # noqa: E402
 from tests.engine_contract import EngineContract  # noqa: E402
 
 
@@ -26,3 +28,17 @@ class TestScriptedEngine(EngineContract):
 
     def ending_prompt(self) -> tuple[int, ...]:
         return tuple(b"<user>[[tokens:17]]\n")
+
+
+def test_the_factory_builds_it_without_a_model() -> None:
+    assert build_engine(EngineConfig(engine="scripted")).name == "scripted"
+
+
+def test_the_factory_names_the_engines_there_are() -> None:
+    with pytest.raises(InvalidParameter, match=r"no engine 'dens'; choose one of .*paged, scripted"):
+        build_engine(EngineConfig(engine="dens"))
+
+
+def test_other_engines_need_a_model() -> None:
+    with pytest.raises(InvalidParameter, match="needs a model"):
+        build_engine(EngineConfig(engine="auto"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 import zlib
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ pytest.register_assert_rewrite("tests.engine_contract")
 
 from samplerpool.config.arguments import EngineConfig  # noqa: E402
 from samplerpool.engine.base import Engine, EngineRequest  # noqa: E402
+from samplerpool.engine.factory import build_engine  # noqa: E402
 from samplerpool.engine.paged import PagedEngine  # noqa: E402
 from samplerpool.engine.paged_probe import plain_answers, probe  # noqa: E402
 from samplerpool.errors import EngineError, InvalidParameter, StartFailed  # noqa: E402
@@ -153,6 +155,12 @@ class TestPagedEngine(EngineContract):
         assert not engine._manager.router.result_handlers
         assert all(not allocator.block_table for allocator in processor.cache.cache_allocators.values())
 
+    def test_a_continuation_with_nothing_left_to_do_ends_at_once(self, engine: Engine) -> None:
+        done = answer_of(engine, prompt_of("done"), max_new_tokens=5).token_ids
+        assert answer_of(engine, prompt_of("done"), done, max_new_tokens=5) == Answer([], "length")
+        stopped = answer_of(engine, prompt_of("done"), done, max_new_tokens=50, stop_token_ids=(done[-1],))
+        assert stopped == Answer([], "stop")
+
     def test_a_step_without_news_returns_soon(self, engine: Engine) -> None:
         assert engine.step() == []
 
@@ -206,3 +214,23 @@ def test_the_probe_passes_a_right_engine_and_catches_a_wrong_one() -> None:
             probe(engine, expected)
     finally:
         engine.close()
+
+
+class _Renderer:
+    """As much of a renderer as building an engine takes."""
+
+    codec: Any = SimpleNamespace(eos_token_ids=frozenset({2}))
+
+
+def test_auto_builds_the_paged_engine_for_a_model() -> None:
+    engine = build_engine(EngineConfig(engine="auto", max_batch=2), tiny_model(), _Renderer())  # type: ignore[arg-type]
+    try:
+        assert (engine.name, engine.max_model_len) == ("paged", 512)
+        assert len(answer_of(engine, prompt_of("built"), max_new_tokens=7).token_ids) == 7
+    finally:
+        engine.close()
+
+
+def test_more_positions_than_the_model_has_are_refused() -> None:
+    with pytest.raises(InvalidParameter, match=r"max_model_len=513 is more than the model's 512"):
+        build_engine(EngineConfig(engine="paged", max_model_len=513), tiny_model(), _Renderer())  # type: ignore[arg-type]

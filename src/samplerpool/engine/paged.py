@@ -141,7 +141,7 @@ class PagedEngine:
     def _raise_if_dead(self) -> None:
         if why := self._manager.failure():
             self._drop_all()
-            raise EngineError(f"The paged engine has died ({why}). Its worker must be started again.")
+            raise EngineError(f"The paged engine has died ({why}). Its worker must be started again.", reason=why)
 
     def _admit(self) -> None:
         for queue in self._queues:

@@ -30,9 +30,20 @@ class PlainAnswer:
     logits: Tensor
 
 
-@torch.no_grad()
 def plain_answers(model: Any) -> list[PlainAnswer]:
-    """Greedy answers without continuous batching; to be taken before that is set up, which may change the attention."""
+    """Greedy answers without continuous batching; to be taken before that is set up, which may change the attention.
+
+    Raises:
+        StartFailed: the model cannot be run at all, or not as a causal language model.
+    """
+    try:
+        return _plain_answers(model)
+    except Exception as error:
+        raise StartFailed(f"A {type(model).__name__} does not run as a causal language model: {error}.") from error
+
+
+@torch.no_grad()
+def _plain_answers(model: Any) -> list[PlainAnswer]:
     vocabulary = model.config.get_text_config().vocab_size
     answers = []
     for length in PROMPT_LENGTHS:
@@ -63,7 +74,8 @@ def probe(engine: Engine, expected: list[PlainAnswer]) -> None:
                     raise output.error
                 tokens[output.request_id[1]] += output.token_ids
     except SamplerPoolError as error:
-        raise StartFailed(f"The {engine.name} engine cannot run this model: {error.message}") from error
+        why = error.data.get("reason", error.message)
+        raise StartFailed(f"The {engine.name} engine cannot run this model: {why}.") from error
     for i, answer in enumerate(expected):
         if not _agrees(answer.logits, tokens[i]):
             raise StartFailed(

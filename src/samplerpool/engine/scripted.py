@@ -230,9 +230,12 @@ class ScriptedEngine:
         return outputs
 
     def _advance(self, running: _Running) -> StepOutput:
+        request = running.request
+        if running.position >= running.limit:  # a continuation with nothing left to do
+            del self._running[request.request_id]
+            return StepOutput(request.request_id, (), "length")
         token = running.next_token()
         running.position += 1
-        request = running.request
         if token == END_OF_SEQUENCE or token in (request.params.stop_token_ids or ()):
             del self._running[request.request_id]
             return StepOutput(request.request_id, (token,), "stop")

@@ -8,5 +8,7 @@ def failure_line(error: BaseException, limit: int = 240) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    line = lines[0] if not isinstance(error, KeyError) else f"{type(error).__name__} {lines[0]}"
-    return (line if len(line) <= limit else line[: limit - 3] + "...").rstrip(".: ")
+    line = lines[0].rstrip(".: ")
+    if isinstance(error, KeyError):
+        line = f"KeyError {line}"
+    return line if len(line) <= limit else line[: limit - 3] + "..."

@@ -57,7 +57,7 @@ def _convert(file: Path, folder: Path, dtype: torch.dtype) -> None:
         )
     # transformers draws progress bars on standard error, whatever its own settings say.
     with contextlib.redirect_stderr(io.StringIO()):
-        tokenizer, model = _read(file, dtype)
+        model, tokenizer = _read(file, dtype)
         _save(model, tokenizer, folder)
 
 

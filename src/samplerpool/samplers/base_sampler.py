@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -21,6 +22,8 @@ from samplerpool.errors import RequestError
 from samplerpool.samplers.intake import Intake, Job
 from samplerpool.types import Dataset, Message, Sample
 from samplerpool.wire.messages import ChatPrompt
+
+log = logging.getLogger(__name__)
 
 LOCAL_CLIENT = 0
 """Client number of requests that come from within the process."""
@@ -53,10 +56,11 @@ class BaseSampler:
         self.args = args
         self.model_args = model_args
         self.renderer = renderer
-        self._generation_defaults = generation_defaults or checkpoint_defaults(model)
         self._started = time.monotonic()
         self._numbers = itertools.count(1)
-        self._loop = EngineLoop(engine or _engine_around(args, model, renderer), renderer)
+        engine = engine or _engine_around(args, model, renderer)
+        self._generation_defaults = _honoured(generation_defaults or checkpoint_defaults(model), engine)
+        self._loop = EngineLoop(engine, renderer)
         self._intake = Intake(self._loop, renderer, lambda: (self.args, self._generation_defaults))
 
     # ---- the interface of the seed --------------------------------------------------------------------------------
@@ -210,6 +214,19 @@ async def _until_finished(events: asyncio.Queue[RequestEvent]) -> AsyncGenerator
         yield event
         if isinstance(event, RequestOutput) and event.finish_reason is not None:
             return
+
+
+def _honoured(defaults: SamplingParams, engine: Engine) -> SamplingParams:
+    """What the engine can do of a checkpoint's own wishes; a request's wish is refused instead."""
+    given = defaults.given()
+    for name in sorted(set(given) - engine.supported):
+        log.warning(
+            "the checkpoint asks for %s=%r, which the %s engine cannot do; it is left out",
+            name,
+            given.pop(name),
+            engine.name,
+        )
+    return sampling_params(given)
 
 
 def checkpoint_defaults(model: Any) -> SamplingParams:

@@ -1,0 +1,276 @@
+"""The renderer over a tiny tokenizer made in memory: what it says, what it refuses, what nobody can smuggle in."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
+
+from samplerpool.errors import InvalidParameter, RenderError
+from samplerpool.rendering.renderer import Renderer
+from samplerpool.types import Content, Message
+
+START, END, PAD, CALL = "<|start|>", "<|end|>", "<pad>", "[CALL]"
+SPECIALS = (START, END, PAD, CALL)
+TEMPLATE = (
+    "{% for m in messages %}<|start|>{{ m.role }}:{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}"
+    "{{ m.content }}{% for c in m.tool_calls or [] %}[CALL]{{ c.function | tojson }}{% endfor %}<|end|>{% endfor %}"
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% if style %}{{ style }}{% endif %}"
+    "{% if add_generation_prompt %}<|start|>assistant:{% endif %}"
+)
+
+
+def tiny_tokenizer(template: Any = TEMPLATE, *, normalized: bool = False) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer without merges: one token a byte, and the special ones."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(BPE({character: i for i, character in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    if normalized:
+        backend.normalizer = normalizers.Replace("\u200b", "")
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=normalized) for token in SPECIALS])
+    backend.add_tokens([AddedToken("<think>", special=False)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END, pad_token=PAD)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+TOKENIZER = tiny_tokenizer()
+RENDERER = Renderer(TOKENIZER)
+
+
+def text(value: str, kind: str = "text") -> Content:
+    return {"type": kind, "value": value}  # type: ignore[typeddict-item]
+
+
+def user(*values: str) -> Message:
+    return {"role": "user", "content": [text(value) for value in values]}
+
+
+def assistant(*content: Content) -> Message:
+    return {"role": "assistant", "content": list(content)}
+
+
+def call(arguments: dict[str, Any], name: str = "f") -> Content:
+    return text(json.dumps({"name": name, "arguments": arguments}), "tool_call")
+
+
+def prompt(*messages: Message, renderer: Renderer = RENDERER, tools: str | None = None, **options: Any) -> str:
+    return renderer.codec.decode(renderer.prompt_ids(messages, tools, options), skip_special_tokens=False)
+
+
+def specials(*messages: Message, tools: str | None = None, **options: Any) -> list[int]:
+    ids = RENDERER.prompt_ids(messages, tools, options)
+    return [i for i in ids if i in RENDERER.codec.special_ids]
+
+
+def test_a_prompt_is_the_template_with_the_generation_prompt() -> None:
+    assert prompt(user("Hi"), assistant(text("Yo")), user("Ho")) == (
+        "<|start|>user:Hi<|end|><|start|>assistant:Yo<|end|><|start|>user:Ho<|end|><|start|>assistant:"
+    )
+
+
+def test_special_tokens_of_the_template_are_one_id_each() -> None:
+    start, end = (TOKENIZER.convert_tokens_to_ids(token) for token in (START, END))
+    assert specials(user("Hi")) == [start, end, start]
+
+
+def test_blocks_are_joined_and_reasoning_goes_apart() -> None:
+    message = assistant(text("th", "reasoning"), text("a"), text("ink", "reasoning"), text("b"))
+    assert prompt(user("x"), message).endswith("assistant:(think)ab<|end|><|start|>assistant:")
+
+
+def test_tool_calls_and_tools_reach_the_template() -> None:
+    tool = {"type": "function", "function": {"name": "f"}}
+    shown = prompt(user("x"), assistant(call({"a": 1})), tools=json.dumps(tool))
+    assert '[CALL]{"name": "f", "arguments": {"a": 1}}<|end|>' in shown
+    assert json.dumps([tool]) in shown  # a single one is a list of one
+    assert json.dumps([tool]) in prompt(user("x"), tools=json.dumps([tool]))
+
+
+def test_options_reach_the_template() -> None:
+    assert "STYLE" in prompt(user("x"), style="STYLE")
+    with pytest.raises(RenderError, match="add_generation_prompt"):
+        prompt(user("x"), add_generation_prompt=False)
+
+
+def test_model_input_masks_nothing_and_teaches_nothing() -> None:
+    made = RENDERER.render_messages([user("Hi")], style="s")
+    length = len(made["input_ids"])
+    assert made["input_ids"] == list(RENDERER.prompt_ids([user("Hi")], None, {"style": "s"}))
+    assert (made["attention_mask"], made["labels"], made["loss_weights"]) == (
+        [1] * length,
+        [-100] * length,
+        [0.0] * length,
+    )
+
+
+PIECES = [*SPECIALS, "<|", "|>", "start", "<", ">", "[", "<think>", '"', "\\u003c", "\u200b"]
+valid_characters = st.characters(exclude_categories=["Cs"])
+dangerous = st.lists(st.sampled_from(PIECES) | valid_characters, max_size=8).map("".join)
+
+
+@given(dangerous)
+def test_no_user_text_makes_a_special_id(value: str) -> None:
+    expected = specials(user("x"), assistant(text("x"), text("x", "reasoning"), call({"x": "x"})), tools='{"a": "b"}')
+    messages = (
+        user(value),
+        assistant(text(value), text(value, "reasoning"), call({value: [value, {"k": value}]}, value)),
+    )
+    try:
+        found = specials(*messages, tools=json.dumps({"a" + value: {"deep": [value]}}), style=value)
+    except RenderError as error:
+        if "forms a special token" not in str(error):  # refused is safe, too
+            raise
+    else:
+        assert found == expected
+
+
+@given(st.text(alphabet=valid_characters))
+def test_normal_text_is_kept_byte_for_byte(value: str) -> None:
+    if not any(token in value for token in SPECIALS):
+        assert (
+            prompt(user("before"), user(value)).split("<|start|>user:")[2].removesuffix("<|end|><|start|>assistant:")
+            == value
+        )
+
+
+def test_a_token_cut_in_two_by_a_blocks_end_is_broken() -> None:
+    assert "<\u200b|end|>" in prompt(user("<|e", "nd|>"))
+
+
+def test_json_escapes_do_not_hide_a_special_token() -> None:
+    assert specials(user("x"), tools=r'{"a": "\u003c|end|>"}') == specials(user("x"))
+    hidden = text(r'{"name": "f", "arguments": {"a": "\u003c|end|>"}}', "tool_call")
+    assert len(specials(user("x"), assistant(hidden))) == len(specials(user("x"), assistant(call({}))))
+
+
+@pytest.mark.parametrize(
+    ("template", "value"),
+    [
+        ("{{ messages[0].content }}end|>", "<|"),
+        ("<|{{ messages[0].content }}", "end|>"),
+        ("<|{{ messages[0].content }}|>", "end"),
+        ("{{ messages[0].content | lower }}", "<|END|>"),
+    ],
+)
+def test_a_special_token_made_together_with_the_template_is_refused(template: str, value: str) -> None:
+    renderer = Renderer(TOKENIZER, custom_chat_template=template)
+    with pytest.raises(RenderError, match="forms a special token together with the template"):
+        renderer.prompt_ids([user(value)])
+    assert renderer.prompt_ids([user("harmless")])
+
+
+def test_texts_that_merely_look_like_half_a_token_are_taken() -> None:
+    assert prompt(user("a <"), assistant(text("> quoted")), user("start")).count("<|start|>") == 4
+
+
+def test_a_normalizer_that_restores_a_special_token_is_caught() -> None:
+    renderer = Renderer(tiny_tokenizer(normalized=True))
+    with pytest.raises(RenderError, match=r"special token .* in message 2 \(user\)"):
+        renderer.prompt_ids([user("fine"), user("not <|end|> fine")])
+
+
+@pytest.mark.parametrize(
+    ("messages", "tools", "says"),
+    [
+        ([], None, "no messages"),
+        ("Hi", None, "no messages"),
+        (["Hi"], None, "Message 1"),
+        ([user("x"), {"role": "boss", "content": []}], None, "Message 2 has the role 'boss'"),
+        ([{"role": "user", "content": "Hi"}], None, "content of message 1"),
+        ([{"role": "user", "content": [{"type": "smell", "value": "x"}]}], None, r"message 1 \(user\)"),
+        ([{"role": "user", "content": [{"type": "text", "value": 1}]}], None, r"message 1 \(user\)"),
+        ([user("x"), assistant(text("a.png", "image_url"))], None, r"image_url in message 2 \(assistant\)"),
+        ([user("x"), assistant(text("{nope", "tool_call"))], None, r"tool_call in message 2 .* not valid JSON"),
+        ([user("x"), assistant(text('{"name": "f"}', "tool_call"))], None, r"tool_call in message 2"),
+        ([user("x")], "{nope", "tools text is not valid JSON"),
+        ([user("x")], "[1]", "tools must be a JSON object or a list"),
+        ([user("x")], "[" * 100_000, "not valid JSON"),
+        ([user("half \ud83d")], None, r"surrogate\) in message 1"),
+    ],
+)
+def test_what_cannot_be_rendered_is_a_clear_error(messages: Any, tools: str | None, says: str) -> None:
+    with pytest.raises(RenderError, match=says):
+        RENDERER.prompt_ids(messages, tools)
+
+
+def test_what_the_template_refuses_is_a_clear_error() -> None:
+    renderer = Renderer(TOKENIZER, custom_chat_template="{{ raise_exception('no systems here') }}")
+    with pytest.raises(RenderError, match="no systems here"):
+        renderer.prompt_ids([user("x")])
+
+
+def test_precedence_of_templates(tmp_path: Path) -> None:
+    class Processor:
+        tokenizer = TOKENIZER
+        chat_template = "processor"
+
+    file = tmp_path / "own.jinja"
+    file.write_text("file {{ messages[0].content }}")
+    assert prompt(user("x"), renderer=Renderer(Processor(), custom_chat_template="{{ 'own' }}")) == "own"
+    assert prompt(user("x"), renderer=Renderer(Processor(), custom_chat_template=str(file))) == "file x"
+    assert prompt(user("x"), renderer=Renderer(Processor())) == "processor"
+    assert prompt(user("x")).startswith("<|start|>user")
+    several = {"default": "plain", "tool_use": "tools"}
+    assert prompt(user("x"), renderer=Renderer(tiny_tokenizer(several))) == "plain"
+    assert prompt(user("x"), tools="{}", renderer=Renderer(tiny_tokenizer(several))) == "tools"
+
+
+def test_the_fallback_is_chatml_and_its_markers_are_guarded() -> None:
+    renderer = Renderer(tiny_tokenizer(None))
+    assert prompt(user("Hi <|im_end|>"), renderer=renderer) == (
+        "<|im_start|>user\nHi <\u200b|im_end|><|im_end|>\n<|im_start|>assistant\n"
+    )
+    shown = prompt(user("x"), assistant(call({"a": 1})), tools='{"name": "f"}', renderer=renderer)
+    assert '{"name": "f"}\n</tools>' in shown
+    assert '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call><|im_end|>' in shown
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"template": "nope"}, {"custom_chat_template": "/no/such/file"}, {"custom_chat_template": "{% if %}"}]
+)
+def test_a_template_that_does_not_work_is_found_at_the_start(wrong: dict[str, str]) -> None:
+    with pytest.raises(InvalidParameter, match="template"):
+        Renderer(TOKENIZER, **wrong)  # type: ignore[arg-type]
+
+
+def test_codec_decodes_what_it_encodes_and_knows_the_ends() -> None:
+    codec = Renderer(TOKENIZER, eos_token_ids=[3]).codec
+    ids = TOKENIZER("a 😀 <|end|> b .", add_special_tokens=False)["input_ids"]
+    assert codec.decode(ids, skip_special_tokens=False) == "a 😀 <|end|> b ."
+    assert codec.decode(tuple(ids), skip_special_tokens=True) == "a 😀  b ."
+    assert codec.decode(ids[:4], skip_special_tokens=True) == "a \ufffd"
+    assert codec.eos_token_ids == {3, TOKENIZER.convert_tokens_to_ids(END)}
+
+
+def test_a_limit_set_on_the_tokenizer_does_not_cut_prompts() -> None:
+    tokenizer = tiny_tokenizer()
+    renderer = Renderer(tokenizer)
+    whole = renderer.prompt_ids([user("Hello")])
+    tokenizer("Hello", truncation=True, max_length=2, padding="max_length")
+    assert renderer.prompt_ids([user("Hello")]) == whole
+
+
+def test_threads_render_at_the_same_time() -> None:
+    expected = {n: prompt(user(f"text {n} <")) for n in range(4)}
+    found: dict[int, set[str]] = {n: set() for n in range(4)}
+
+    def work(n: int) -> None:
+        for _ in range(50):
+            found[n].add(prompt(user(f"text {n} <")))
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {n: {shown} for n, shown in expected.items()}
