@@ -1,13 +1,13 @@
 """Rows from files and data sets: what is good goes on, what is bad says where and why."""
 
 import json
-import os
 
 import pytest
 
 from samplerpool.data.jsonl import JsonlFile
 from samplerpool.data.rows import Row, row_from, rows_from_dataset, with_system
 from samplerpool.errors import BadRow, DataFileError, RenderError, UsageError
+from tests.nobody import folder_of_mode, without_privileges
 
 
 def text(role, value):
@@ -110,13 +110,13 @@ def test_missing_files_and_folders(tmp_path):
         JsonlFile(tmp_path)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_file_that_may_not_be_read(tmp_path):
-    path = tmp_path / "data.jsonl"
-    path.write_text("{}")
-    path.chmod(0)
-    with pytest.raises(DataFileError, match="cannot be read: Permission denied"):
-        JsonlFile(path)
+def test_a_file_that_may_not_be_read():
+    with folder_of_mode(0o755) as folder:
+        path = folder / "data.jsonl"
+        path.write_text("{}")
+        path.chmod(0)
+        with without_privileges(), pytest.raises(DataFileError, match="cannot be read: Permission denied"):
+            JsonlFile(path)
 
 
 def test_rows_are_counted_and_files_closed(tmp_path):

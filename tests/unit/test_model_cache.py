@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import os
-import shutil
-import tempfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from samplerpool.errors import ModelNotFound, StartFailed
 from samplerpool.model.cache import cached_folder, content_key, is_complete, require_space
+from tests.nobody import folder_of_mode, without_privileges
 
 
 def ignore(_: str) -> None:
@@ -121,25 +118,10 @@ def test_a_full_disk_is_one_sentence(target: Path) -> None:
     assert not target.exists()
 
 
-@pytest.fixture
-def closed_folder() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="spt-", dir="/tmp"))
-    folder.chmod(0o555)
-    yield folder
-    folder.chmod(0o755)
-    shutil.rmtree(folder)
-
-
-def test_a_read_only_cache_is_one_sentence(closed_folder: Path) -> None:
-    privileged = os.geteuid() == 0
-    if privileged:  # root may write everywhere
-        os.seteuid(65534)
-    try:
-        with pytest.raises(StartFailed, match=r"cannot be written \(Permission denied\); .*SAMPLERPOOL_CACHE_DIR"):
-            cached_folder(closed_folder / "models" / "key", build, ignore)
-    finally:
-        if privileged:
-            os.seteuid(0)
+def test_a_read_only_cache_is_one_sentence() -> None:
+    words = r"cannot be written \(Permission denied\); .*SAMPLERPOOL_CACHE_DIR"
+    with folder_of_mode(0o555) as closed, without_privileges(), pytest.raises(StartFailed, match=words):
+        cached_folder(closed / "models" / "key", build, ignore)
 
 
 def test_a_key_follows_the_content(tmp_path: Path) -> None:

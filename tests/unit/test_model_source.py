@@ -4,44 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from samplerpool.errors import ModelNotFound
 from samplerpool.model.source import ModelSource, resolve_source
-
-NOBODY = 65534
-
-
-@contextmanager
-def without_privileges() -> Iterator[None]:
-    """Root may read everything, so a permission is only tested as somebody else."""
-    if os.geteuid() != 0:
-        yield
-        return
-    groups = os.getgroups()
-    os.setgroups([])
-    os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setgroups(groups)
+from tests.nobody import folder_of_mode, without_privileges
 
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that everybody may enter, unlike pytest's own."""
-    folder = Path(tempfile.mkdtemp(prefix="spt-", dir="/tmp"))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
+    with folder_of_mode(0o755) as folder:
+        yield folder
 
 
 def checkpoint(folder: Path) -> Path:
