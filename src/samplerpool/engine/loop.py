@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import queue
 import threading
 import time
 from collections import deque
@@ -95,7 +96,7 @@ class EngineLoop:
         self._parse = renderer.parse_message
         self._live: dict[RequestId, _Live] = {}
         self._commands: deque[_Live | RequestId] = deque()
-        self._wake = threading.Event()
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._closing = False
         self._tokens_done = 0
         self._rate_marks: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
@@ -107,7 +108,7 @@ class EngineLoop:
     def submit(
         self, request: EngineRequest, listener: Listener, *, delivered_chars: int = 0, parse: bool = False
     ) -> None:
-        """Take a checked request. Outputs go to ``listener``, in the order of their tokens."""
+        """Take a checked request. ``listener`` gets ``Admitted``, then outputs in the order of their tokens."""
         params = request.params
         texts: list[str] | None = None
         if parse:
@@ -121,12 +122,12 @@ class EngineLoop:
             delivered_chars=delivered_chars,
         )
         self._commands.append(_Live(request, detokenizer, listener, texts))
-        self._wake.set()
+        self._wake.put(None)
 
     def abort(self, request_id: RequestId) -> None:
         """Drop a request before the next step; unknown ids are ignored."""
         self._commands.append(request_id)
-        self._wake.set()
+        self._wake.put(None)
 
     def stats(self) -> EngineStats:
         """The engine's own figures."""
@@ -147,7 +148,7 @@ class EngineLoop:
     def close(self) -> None:
         """End the thread after the present step, fail what is left, close the engine. Idempotent."""
         self._closing = True
-        self._wake.set()
+        self._wake.put(None)
         if threading.current_thread() is not self._thread:
             self._thread.join(CLOSE_TIMEOUT_S)
 
@@ -160,18 +161,22 @@ class EngineLoop:
                 self._deliver(self._step())
             else:
                 self._mark_rate()
-                self._wake.wait(RATE_WINDOW_S)
+                with contextlib.suppress(queue.Empty):
+                    self._wake.get(timeout=RATE_WINDOW_S)
         self._intake()
         self._fail_all(Aborted("The worker has stopped."))
         self.engine.close()
 
     def _intake(self) -> None:
-        self._wake.clear()
+        while not self._wake.empty():
+            self._wake.get()
         while self._commands:
             command = self._commands.popleft()
             if isinstance(command, _Live):
-                self._live[command.request.request_id] = command
-                self.engine.add(command.request)
+                request = command.request
+                self._live[request.request_id] = command
+                command.listener([Admitted(request.request_id, request.prompt_ids, request.params.seed or 0)])
+                self.engine.add(request)
             elif self._live.pop(command, None) is not None:
                 self.engine.abort(command)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from samplerpool.config.sampling import SamplingParams, resolve, sampling_params
 from samplerpool.engine.base import EngineRequest, PromptRenderer, RequestId
-from samplerpool.engine.loop import Admitted, EngineLoop, Listener, RequestOutput
+from samplerpool.engine.loop import EngineLoop, Listener, RequestOutput
 from samplerpool.errors import EngineError, SamplerPoolError
 from samplerpool.wire.messages import ChatPrompt, TokenPrompt
 
@@ -125,7 +125,6 @@ class Intake:
             if job.request_id not in self._waiting:
                 return
             self._waiting.remove(job.request_id)
-            job.listener([Admitted(job.request_id, request.prompt_ids, request.params.seed or 0)])
             self._loop.submit(request, job.listener, delivered_chars=delivered, parse=job.parse)
 
     def _refuse(self, job: Job, error: SamplerPoolError) -> None:

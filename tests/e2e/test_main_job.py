@@ -1,0 +1,118 @@
+"""The main job on the real small model, as a user types it, and the forms of the seed's interface."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pexpect
+import pytest
+
+from samplerpool import BaseSampler, ModelArguments, SampleArguments, SyncSampler
+from samplerpool.model.model_engine import ModelEngine
+
+TIMEOUT_S = 240
+QUESTION = [{"role": "user", "content": [{"type": "text", "value": "What is the capital of France?"}]}]
+
+
+def samplerpool(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "samplerpool", *arguments], capture_output=True, text=True, timeout=TIMEOUT_S
+    )
+
+
+def test_launch_batch_chat_status_stop(tmp_path: Path) -> None:
+    launched = samplerpool("launch", "--pool", "e2e", "--workers", "2", "--devices", "cpu", "--detach")
+    assert launched.returncode == 0, launched.stderr
+    try:
+        _answer_a_file(tmp_path)
+        _ask_once()
+        _talk()
+        (pool,) = json.loads(samplerpool("status", "e2e", "--json").stdout)
+        assert (pool["state"], pool["engine"]) == ("running", "paged")
+        assert [worker["state"] for worker in pool["workers"]] == ["ready", "ready"]
+        assert sum(worker["tokens"] for worker in pool["workers"]) > 20
+    finally:
+        stopped = samplerpool("stop", "e2e")
+    assert stopped.returncode == 0, stopped.stderr
+    assert samplerpool("status", "--json").stdout.strip() == "[]"
+
+
+def _answer_a_file(folder: Path) -> None:
+    rows = [{"id": n, "prompt": f"Count from 1 to {n + 2}."} for n in range(5)]
+    lines = [json.dumps(row) for row in rows]
+    lines.insert(2, "{broken")
+    (folder / "in.jsonl").write_text("\n".join(lines))
+    options = ("--pool", "e2e", "--max-new-tokens", "12", "--temperature", "0")
+    run = samplerpool("batch", str(folder / "in.jsonl"), "--output", str(folder / "out.jsonl"), *options)
+    assert run.returncode == 3, run.stderr
+    answers = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
+    assert [answer["generation"]["index"] for answer in answers] == list(range(6))
+    assert "Line 3" in answers[2]["generation"]["error"]
+    good = [answer for answer in answers if answer["generation"]["error"] is None]
+    assert [answer["id"] for answer in good] == list(range(5))
+    for answer in good:
+        assert answer["generation"]["completion_tokens"] > 0
+        assert answer["messages"][-1]["content"] == [{"type": "text", "value": answer["generation"]["text"]}]
+
+
+def _ask_once() -> None:
+    once = samplerpool("chat", "--pool", "e2e", "--temperature", "0", "--once", "What is the capital of France?")
+    assert once.returncode == 0, once.stderr
+    assert "Paris" in once.stdout
+
+
+def _talk() -> None:
+    chat = pexpect.spawn(
+        sys.executable,
+        ["-m", "samplerpool", "chat", "--pool", "e2e", "--temperature", "0", "--max-new-tokens", "60"],
+        encoding="utf-8",
+        timeout=TIMEOUT_S,
+        dimensions=(24, 80),
+    )
+    try:
+        chat.expect("User: ")
+        chat.sendline("What is the capital of France?")
+        chat.expect("Assistant: .*Paris")
+        chat.expect("User: ")
+        chat.sendline("Write a very long story about a river.")
+        chat.expect("Assistant: .*river")
+        chat.sendcontrol("c")
+        chat.expect("User: ")
+        chat.sendline("exit")
+        chat.expect(pexpect.EOF)
+    finally:
+        chat.close()
+    assert chat.exitstatus == 0
+
+
+@pytest.fixture(scope="module")
+def loaded() -> ModelEngine:
+    return ModelEngine(ModelArguments())
+
+
+def test_a_loaded_model_is_sampled_through_a_socket(loaded: ModelEngine) -> None:
+    arguments = SampleArguments(temperature=0.0, max_new_tokens=16)
+    with SyncSampler(arguments, ModelArguments(), loaded.model, loaded.renderer) as sampler:
+        pieces = list(sampler.generate(QUESTION))
+        assert "Paris" in "".join(pieces)
+        assert len(pieces) > 2
+        samples = sampler.batch_infer([{"messages": QUESTION}, {"prompt": "Say hello."}])
+    assert [sample["generation"]["index"] for sample in samples] == [0, 1]
+    assert samples[0]["generation"]["text"] == "".join(pieces)
+
+
+async def test_the_async_form(loaded: ModelEngine) -> None:
+    arguments = SampleArguments(temperature=0.8, max_new_tokens=12, seed=5)
+    sampler = BaseSampler(arguments, ModelArguments(), loaded.model, loaded.renderer)
+    try:
+        once = [piece async for piece in sampler.generate(QUESTION)]
+        again = [piece async for piece in sampler.generate(QUESTION)]
+        assert once == again
+        samples: list[Any] = await sampler.batch_infer([{"messages": QUESTION}, {"prompt": ""}, {"nothing": 1}])
+    finally:
+        sampler.close()
+    assert [sample["generation"]["error"] is None for sample in samples][::2] == [True, False]
