@@ -21,6 +21,7 @@ By whose fault it is::
     │   └── Retryable              not at fault: send it again, elsewhere
     │       ├── WorkerDraining     the worker finishes what it has and takes nothing new
     │       ├── WrongIncarnation   meant for an earlier process on this socket
+    │       ├── EngineBroken       a step of the engine raised, whosever fault that was
     │       ├── QueueFull          more requests than the worker's limits allow
     │       └── LeaseExpired       the client was silent for too long
     ├── WorkerError                the worker is gone
@@ -52,7 +53,7 @@ class SamplerPoolError(Exception):
     def __init_subclass__(cls) -> None:
         SamplerPoolError.by_name[cls.__name__] = cls
 
-    def __init__(self, message: str, **data: Any) -> None:
+    def __init__(self, message: str, /, **data: Any) -> None:
         super().__init__(message)
         self.message = message
         self.data = data
@@ -118,7 +119,7 @@ class PromptTooLong(RequestError):
 
 
 class UnsupportedParameter(RequestError):
-    """The engine cannot honour a parameter (``parameter``, ``engine``)."""
+    """The engine or the model cannot honour a parameter (``parameter``; ``engine`` or ``vocab_size``)."""
 
 
 class BadRow(RequestError):
@@ -147,6 +148,10 @@ class WorkerDraining(Retryable):
 
 class WrongIncarnation(Retryable):
     """The request was meant for an earlier process on this socket."""
+
+
+class EngineBroken(Retryable):
+    """A step of the engine raised, which ended all requests that it worked on."""
 
 
 class QueueFull(Retryable):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any, Literal, NotRequired, Protocol, TypedDict, runtime_checkable
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, NotRequired, Protocol, TypedDict, runtime_checkable
 
 ContentType = Literal["text", "reasoning", "tool_call", "image_url", "video_url", "audio_url"]
 Role = Literal["system", "user", "assistant", "tool"]
@@ -38,8 +38,25 @@ class ToolCall(TypedDict):
     arguments: dict[str, Any]
 
 
+class TokenLogprobs(NamedTuple):
+    """Log-probabilities at one generated token, in the model's own distribution: natural logarithms of its softmax,
+    before temperature, penalties and filters. At least -9999, which stands for minus infinity.
+
+    Args:
+        token_id, logprob: the token that was drawn.
+        top: id and log-probability of the most probable tokens, as many as were asked for, falling.
+    """
+
+    token_id: int
+    logprob: float
+    top: Sequence[tuple[int, float]]
+
+
 class Generation(TypedDict):
-    """How one row was answered. Depends on the inputs and the seed alone, never on the course of the run."""
+    """How one row was answered. Depends on the inputs and the seed alone, never on the course of the run.
+
+    ``logprobs`` is there where it was asked for: the fields of ``TokenLogprobs`` by name, one a token.
+    """
 
     index: int
     sample: NotRequired[int]
@@ -49,6 +66,7 @@ class Generation(TypedDict):
     completion_tokens: int
     seed: int | None
     error: str | None
+    logprobs: NotRequired[list[dict[str, Any]]]
 
 
 class Sample(TypedDict, total=False):

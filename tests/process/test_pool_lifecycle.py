@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -325,6 +327,19 @@ def test_asking_a_supervisor_that_is_gone_is_a_transport_error() -> None:
     pool.stop(5.0)
     with pytest.raises(TransportError, match="did not answer"):
         ask_supervisor(pool.connection, Describe(1), 0.2)
+
+
+def test_an_answer_without_an_entry_is_a_transport_error(tmp_path: Path) -> None:
+    pool = launch()
+    pool.stop(5.0)
+    endpoint = f"ipc://{tmp_path}/s.sock"
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as supervisor, ThreadPoolExecutor(1) as thread:
+        supervisor.bind(endpoint)
+        answer = thread.submit(ask_supervisor, replace(pool.connection, endpoint=endpoint), Describe(1), DEADLINE_S)
+        identity, _ = supervisor.recv_multipart()
+        supervisor.send_multipart([identity, encode([])])
+        with pytest.raises(TransportError, match="something else"):
+            answer.result(DEADLINE_S)
 
 
 def test_a_supervisor_never_imports_torch() -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
+import msgpack
 import pytest
 import zmq
 
@@ -18,6 +22,7 @@ from samplerpool.client.connection import Call, PoolConnection, WorkerAddress
 from samplerpool.config.arguments import ModelArguments, SampleArguments
 from samplerpool.engine.scripted import ScriptedRenderer
 from samplerpool.errors import (
+    EngineBroken,
     EngineError,
     InvalidParameter,
     PromptTooLong,
@@ -27,8 +32,8 @@ from samplerpool.errors import (
     WorkerDied,
     WrongIncarnation,
 )
-from samplerpool.wire.codec import encode
-from samplerpool.wire.messages import ChatPrompt, Generate
+from samplerpool.wire.codec import decode_replies, encode
+from samplerpool.wire.messages import ChatPrompt, Failed, Generate, TokenPrompt
 from tests.process.conftest import DEADLINE_S, eventually
 
 ENDLESS = "[[tokens:30000]][[pace:0.005]]"
@@ -64,14 +69,28 @@ def test_stop_strings_and_limits(sampler: SyncSampler) -> None:
     assert sampler.last.finish_reason == "length"
 
 
+def test_logprobs_come_with_the_call_and_with_the_rows(sampler: SyncSampler) -> None:
+    assert "".join(sampler.generate("[[say:ab]]", logprobs=2)) == "ab"
+    assert sampler.last is not None
+    expected = [(97, -0.98, [(0, -0.01), (1, -0.02)]), (98, -0.99, [(0, -0.01), (1, -0.02)]), (256, -2.57, ANY)]
+    assert sampler.last.logprobs == expected
+    (row,) = sampler.batch_infer([{"messages": "[[say:ab]]"}], logprobs=0)
+    assert [entry["token_id"] for entry in row["generation"]["logprobs"]] == [97, 98, 256]
+    assert row["generation"]["logprobs"][0] == {"token_id": 97, "logprob": -0.98, "top": []}
+    list(sampler.generate("[[say:ab]]"))
+    assert sampler.last.logprobs is None
+    (row,) = sampler.batch_infer([{"messages": "[[say:ab]]"}])
+    assert "logprobs" not in row["generation"]
+
+
 def test_errors_arrive_as_their_own_class(sampler: SyncSampler) -> None:
     cases: list[tuple[type[Exception], str, dict[str, Any]]] = [
         (EngineError, "[[fail:2]]", {}),
-        (EngineError, "[[raise:2]]", {}),
+        (EngineBroken, "[[raise:2]]", {}),
         (InvalidParameter, "[[dance:2]]", {}),
         (InvalidParameter, "x", {"temperature": -1}),
         (InvalidParameter, "x", {"tempperature": 1}),
-        (UnsupportedParameter, "x", {"logprobs": 3}),
+        (UnsupportedParameter, "x", {"repetition_penalty": 1.5}),
         (PromptTooLong, "x" * 40000, {}),
         (RenderError, "\ud800", {}),
     ]
@@ -142,6 +161,15 @@ def test_after_a_fork_the_child_is_told_to_connect_again(sampler: SyncSampler) -
             os._exit(0 if "fork" in error.message else 1)
         os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert "".join(sampler.generate("parent")) == "parent"
+
+
+def test_a_fork_that_closes_its_copy_does_not_stop_the_pool(sampler: SyncSampler) -> None:
+    child = os.fork()
+    if child == 0:
+        sampler.close()
+        os._exit(0)
+    os.waitpid(child, 0)
     assert "".join(sampler.generate("parent")) == "parent"
 
 
@@ -244,8 +272,42 @@ def test_a_model_in_this_process_is_hosted_on_a_socket(monkeypatch: pytest.Monke
         assert "".join(sampler.generate([{"role": "user", "content": "here"}])) == "here"
         samples = sampler.batch_infer([{"prompt": "a"}, {"prompt": "b"}])
         assert [s["generation"]["text"] for s in samples] == ["a", "b"]
-        with pytest.raises(EngineError):
+        with pytest.raises(EngineBroken):
             list(sampler.generate("[[raise]]"))
+        assert "".join(sampler.generate("still here")) == "still here"
+
+
+def test_a_hosted_model_that_nobody_closed_leaves_no_socket_file(own_folders: Path) -> None:
+    code = (
+        "from samplerpool import SyncSampler\n"
+        "from samplerpool.config.arguments import ModelArguments, SampleArguments\n"
+        "from samplerpool.engine.scripted import ScriptedRenderer\n"
+        "s = SyncSampler(SampleArguments(sample_backend='scripted'), ModelArguments(), None, ScriptedRenderer())\n"
+        "print(''.join(s.generate('here')))\n"
+    )
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE_S)
+    assert (child.returncode, child.stdout) == (0, "here\n"), child.stderr
+    assert list((own_folders / "run").iterdir()) == []
+
+
+def test_tokens_that_are_none_cost_their_request_alone(sampler: SyncSampler) -> None:
+    ended: queue.SimpleQueue[Call] = queue.SimpleQueue()
+    call = Call(TokenPrompt([65], [300]), {"max_new_tokens": 5}, stream=False, on_update=ended.put)
+    sampler.connection.submit(0, [call])
+    assert isinstance(ended.get(timeout=DEADLINE_S).error, EngineError)
+    assert "".join(sampler.generate("still here")) == "still here"
+
+
+def test_a_huge_malformed_entry_costs_nobody_else_anything(sampler: SyncSampler) -> None:
+    assert sampler.connection_file is not None
+    with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
+        stranger.setsockopt(zmq.LINGER, 0)
+        stranger.setsockopt(zmq.RCVTIMEO, int(DEADLINE_S * 1000))
+        stranger.connect(sampler.connection_file.workers[0].endpoint)
+        stranger.send(msgpack.packb([1, [["\0" * 20_000_000, 5]]]))  # shown as text, it is too long for an answer
+        (reply,) = decode_replies(stranger.recv())
+        assert isinstance(reply, Failed)
+        assert (reply.request_id, reply.error) == (5, "ProtocolError")
         assert "".join(sampler.generate("still here")) == "still here"
 
 

@@ -9,7 +9,7 @@ from samplerpool.client.liveness import MAX_UNANSWERED, PING_INTERVAL_S, Livenes
 from samplerpool.client.response import Call
 from samplerpool.client.routing import Affinity, WorkerView, choose
 from samplerpool.errors import Aborted, PromptTooLong, ProtocolError
-from samplerpool.types import Message
+from samplerpool.types import Message, TokenLogprobs
 from samplerpool.wire.messages import Accepted, Failed, Finished, TokenPrompt, Tokens
 
 
@@ -42,6 +42,16 @@ def test_gaps_repeats_and_disorder_are_errors(frames: list[Tokens]) -> None:
         c.feed(frame)
     with pytest.raises(ProtocolError):
         c.feed(frames[-1])
+
+
+def test_logprobs_gather_beside_the_tokens() -> None:
+    c = call()
+    c.feed(Tokens(1, 0, [3], "a"))
+    assert c.logprobs is None
+    entries = [TokenLogprobs(4, -0.5, []), TokenLogprobs(5, -0.25, [(5, -0.25)])]
+    c.feed(Tokens(1, 1, [4], "b", entries[:1]))
+    c.feed(Tokens(1, 2, [5], "c", entries[1:]))
+    assert c.logprobs == entries
 
 
 def test_a_continuation_counts_from_what_was_there() -> None:

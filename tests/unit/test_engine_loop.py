@@ -13,7 +13,7 @@ from samplerpool.config.sampling import resolve, sampling_params
 from samplerpool.engine.base import EngineRequest
 from samplerpool.engine.loop import Admitted, EngineLoop, RequestEvent, RequestOutput
 from samplerpool.engine.scripted import ScriptedEngine, ScriptedRenderer
-from samplerpool.errors import Aborted, EngineError
+from samplerpool.errors import Aborted, EngineBroken, EngineError
 
 TIMEOUT_S = 10.0
 
@@ -75,6 +75,14 @@ def test_a_stop_string_ends_the_request_and_frees_its_place(loop: EngineLoop) ->
     assert not loop.engine.has_work()
 
 
+def test_logprobs_stay_with_their_tokens(loop: EngineLoop) -> None:
+    outputs = run(loop, request("[[say:héllo]]", logprobs=1))
+    for output in outputs:
+        assert output.logprobs is not None
+        assert [entry.token_id for entry in output.logprobs] == list(output.token_ids)
+    assert all(output.logprobs is None for output in run(loop, request("[[say:héllo]]", 2)))
+
+
 def test_the_parsed_answer_comes_with_the_last_output(loop: EngineLoop) -> None:
     outputs = run(loop, request("[[say:yes]]"), parse=True)
     assert outputs[-1].message == {"role": "assistant", "content": [{"type": "text", "value": "yes"}]}
@@ -84,8 +92,8 @@ def test_the_parsed_answer_comes_with_the_last_output(loop: EngineLoop) -> None:
 def test_a_step_that_raises_fails_all_and_the_loop_goes_on(loop: EngineLoop) -> None:
     bystander = Collector()
     loop.submit(request("[[tokens:1000]][[pace:0.05]]", 2), bystander)
-    assert isinstance(run(loop, request("[[raise:1]]"))[-1].error, EngineError)
-    assert isinstance(bystander.until_end()[-1].error, EngineError)
+    assert isinstance(run(loop, request("[[raise:1]]"))[-1].error, EngineBroken)
+    assert isinstance(bystander.until_end()[-1].error, EngineBroken)
     assert run(loop, request("[[say:fine]]", 3))[-1].finish_reason == "stop"
 
 
@@ -102,3 +110,18 @@ def test_an_aborted_request_is_silent_and_closing_fails_the_rest(loop: EngineLoo
     while not aborted.events.empty():
         event = aborted.events.get()
         assert isinstance(event, Admitted) or event.finish_reason is None
+
+
+def test_what_goes_wrong_with_one_text_costs_that_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    renderer = ScriptedRenderer()
+
+    def parse(text: str) -> Any:
+        raise ZeroDivisionError(text)
+
+    monkeypatch.setattr(renderer, "parse_message", parse)
+    loop = EngineLoop(ScriptedEngine(EngineConfig()), renderer)
+    try:
+        assert isinstance(run(loop, request("[[say:a]]"), parse=True)[-1].error, EngineError)
+        assert run(loop, request("[[say:b]]", 2))[-1].finish_reason == "stop"
+    finally:
+        loop.close()

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samplerpool.errors import PromptTooLong, ProtocolError, SamplerPoolError
+from samplerpool.types import TokenLogprobs
 from samplerpool.wire import codec
 from samplerpool.wire.codec import PROTOCOL_VERSION, decode_replies, decode_requests, encode
 from samplerpool.wire.messages import (
@@ -46,6 +47,7 @@ REQUESTS = [
 REPLIES = [
     Accepted(1, [5, 6], 42),
     Tokens(1, 0, [7, 8], "ab"),
+    Tokens(1, 2, [9, 4], "cd", [TokenLogprobs(9, -0.5, [(9, -0.5), (2, -1.25)]), TokenLogprobs(4, -9999.0, [])]),
     Finished(1, "stop", 2, 2, MESSAGES[0]),
     Finished(2, "length", 2, 2, None),
     Failed(3, "PromptTooLong", "too long", {"limit": 5}),
@@ -63,6 +65,12 @@ def test_an_error_survives_with_its_class_and_data() -> None:
     error = PromptTooLong("too long", prompt_tokens=9, limit=5)
     back = SamplerPoolError.from_wire(*error.to_wire())
     assert (type(back), back.message, back.data) == (PromptTooLong, "too long", {"prompt_tokens": 9, "limit": 5})
+
+
+def test_data_of_an_error_may_have_any_names() -> None:
+    data = {"message": "m", "self": 1, "name": "n"}
+    back = SamplerPoolError.from_wire("EngineError", "broke", data)
+    assert (back.message, back.data) == ("broke", data)
 
 
 def test_one_malformed_entry_leaves_the_others_alone() -> None:
@@ -118,12 +126,39 @@ def generate_entry(**changes: Any) -> list[Any]:
         [5, 1, float("nan")],
         [5, 1, -1],
         [5, 1, True],
+        [nested(900), 1],
+        [{"kind": "x" * 5000}, 1],
+        generate_entry(params={"seed": msgpack.Timestamp(5)}),
+        generate_entry(params={"seed": b"bytes"}),
     ],
 )
 def test_a_bad_field_is_refused(entry: list[Any]) -> None:
     (message,) = decode_requests(msgpack.packb((PROTOCOL_VERSION, [entry])))
     assert isinstance(message, Malformed)
     assert message.reason.startswith("Malformed message: ")
+    assert len(message.reason) < 300
+
+
+@pytest.mark.parametrize(
+    "logprobs",
+    [
+        5,
+        None,
+        [],
+        [[7, -0.5, []]],
+        [[7, -0.5, []], [7, -0.5, []]],
+        [[7, -0.5, []], [8, "x", []]],
+        [[7, -0.5, []], [8, -1, []]],
+        [[7, -0.5, []], [8, -0.5]],
+        [[7, -0.5, [[1, -0.5]]], [8, -0.5, [[1]]]],
+        [[7, -0.5, [[1, -0.5]]], [8, -0.5, [["a", -0.5]]]],
+        [[7, -0.5, [[1, -0.5]]], [8, -0.5, [[-1, -0.5]]]],
+        [[7, -0.5, [[1, -0.5]]], [8, -0.5, [5]]],
+    ],
+)
+def test_bad_logprobs_are_refused(logprobs: Any) -> None:
+    (message,) = decode_replies(msgpack.packb((PROTOCOL_VERSION, [[65, 1, 0, [7, 8], "ab", logprobs]])))
+    assert isinstance(message, Malformed)
 
 
 @pytest.mark.parametrize(

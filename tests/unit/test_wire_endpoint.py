@@ -100,6 +100,19 @@ def test_pools_are_found_and_dead_ones_cleaned() -> None:
         connection_path(folder, name).unlink()
 
 
+def test_pools_are_looked_for_in_private_folders_only(own_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = private_folder(runtime_folder(detached=True))
+    connection("p").write(connection_path(folder, "p"))
+    assert [pool.pool for pool in running_pools()] == ["p"]
+    folder.chmod(0o777)
+    assert running_pools() == []
+    folder.chmod(0o700)
+    (own_folders / "link").symlink_to(folder)
+    monkeypatch.setenv("SAMPLERPOOL_RUNTIME_DIR", str(own_folders / "link"))
+    assert running_pools() == []
+    connection_path(folder, "p").unlink()
+
+
 def test_a_name_is_held_by_one(own_folders: Path) -> None:
     with name_lock("p"):
         with pytest.raises(PoolNameTaken, match="samplerpool stop p"), name_lock("p"):

@@ -6,6 +6,7 @@ from typing import Any
 
 from samplerpool.engine.loop import Admitted, RequestOutput
 from samplerpool.errors import EngineError
+from samplerpool.types import TokenLogprobs
 from samplerpool.wire.messages import (
     Abort,
     Accepted,
@@ -16,6 +17,7 @@ from samplerpool.wire.messages import (
     Malformed,
     Ping,
     Pong,
+    Stop,
     TokenPrompt,
     Tokens,
 )
@@ -58,6 +60,26 @@ def test_without_streaming_all_tokens_come_at_the_end() -> None:
     ]
 
 
+def test_without_streaming_the_text_that_a_continuation_held_back_comes_without_tokens() -> None:
+    table = session()
+    table.received(A, [request(stream=False)], 0.0)
+    assert table.produced([RequestOutput((1, 1), 4, (), "held", "length", None, 4)]) == [
+        Send(A, [Tokens(1, 4, [], "held"), Finished(1, "length", 0, 4, None)])
+    ]
+
+
+def test_logprobs_travel_with_their_tokens() -> None:
+    table = session()
+    table.received(A, [request(1), request(2, stream=False)], 0.0)
+    one, two = TokenLogprobs(5, -0.5, [(5, -0.5)]), TokenLogprobs(6, -0.25, [])
+    assert table.produced(
+        [RequestOutput((1, 1), 0, [5], "a", logprobs=[one]), RequestOutput((1, 2), 0, [5], "a", logprobs=[one])]
+    ) == [Send(A, [Tokens(1, 0, [5], "a", [one])])]
+    assert table.produced([RequestOutput((1, 2), 1, [6], "b", "length", None, 2, logprobs=[two])]) == [
+        Send(A, [Tokens(2, 0, [5, 6], "ab", [one, two]), Finished(2, "length", 0, 2, None)])
+    ]
+
+
 def test_an_abort_ends_a_request_once() -> None:
     table = session()
     table.received(A, [request()], 0.0)
@@ -95,6 +117,15 @@ def test_a_malformed_frame_costs_its_sender_that_frame_alone() -> None:
     assert table.live == 1
     assert errors(table.received(A, [Malformed(2, "bad"), request(3)], 0.0)) == ["ProtocolError"]
     assert table.live == 2
+
+
+def test_a_refused_frame_with_the_id_of_a_live_request_does_not_end_that_one() -> None:
+    table = session()
+    table.received(A, [request(1)], 0.0)
+    actions = table.received(A, [request(1), request(1, incarnation="old"), Stop(1, 0.0)], 0.0)
+    replies = [reply for action in actions if isinstance(action, Send) for reply in action.replies]
+    assert [reply.request_id for reply in replies if isinstance(reply, Failed)] == [0, 0, 0]
+    assert table.live == 1
 
 
 def test_an_error_of_the_engine_is_terminal() -> None:

@@ -11,6 +11,7 @@ import concurrent.futures
 import contextlib
 import functools
 import itertools
+import logging
 import os
 import socket
 import threading
@@ -30,6 +31,8 @@ from samplerpool.client.routing import WorkerView
 from samplerpool.errors import Aborted, SamplerPoolError, TransportError, UsageError, WorkerDied
 from samplerpool.wire.endpoint import ConnectionFile, ProcessId
 from samplerpool.wire.messages import Describe
+
+log = logging.getLogger(__name__)
 
 POLL_INTERVAL_S = 1.0
 CLOSE_TIMEOUT_S = 5.0
@@ -63,6 +66,7 @@ class PoolConnection:
         self._wake_reader, self._wake_writer = _wake_pair()
         self._owner_pid = os.getpid()
         self._closing = False
+        self._ended = False
         self._watched = {
             descriptor: self._peers[worker.index]
             for worker in workers
@@ -139,8 +143,7 @@ class PoolConnection:
         """A worker's own description.
 
         Raises:
-            TransportError: no answer within the time.
-            WorkerDied: it is gone.
+            TransportError: no answer within the time, or the worker is gone.
         """
         peer = self._peer(worker_index)
         answer: concurrent.futures.Future[dict[str, Any]] = concurrent.futures.Future()
@@ -183,6 +186,8 @@ class PoolConnection:
     def _command(self, command: Callable[[], None]) -> None:
         self._commands.append(command)
         self._wake()
+        if self._ended:  # closed meanwhile, and the I/O thread has looked for commands for the last time
+            self._carry_out_commands()
 
     def _wake(self) -> None:
         with contextlib.suppress(OSError):  # full: a wake-up is on its way already; closed: nobody to wake
@@ -202,6 +207,16 @@ class PoolConnection:
             return None
 
     def _run(self) -> None:
+        error_for: Callable[[Call], SamplerPoolError] = _closed
+        try:
+            self._serve()
+        except Exception as error:  # a fault of our own: nobody may wait for ever because of it
+            log.exception("the connection's I/O thread failed")
+            self._closing = True
+            error_for = functools.partial(_failed, f"The connection failed ({type(error).__name__}: {error}).")
+        self._shut_down(error_for)
+
+    def _serve(self) -> None:
         poller = zmq.Poller()
         poller.register(self._wake_reader, zmq.POLLIN)
         for descriptor in self._watched:
@@ -224,7 +239,6 @@ class PoolConnection:
             if time.monotonic() >= check_at:
                 self._check_liveness()
                 check_at = time.monotonic() + POLL_INTERVAL_S
-        self._shut_down()
 
     @staticmethod
     def _register(poller: zmq.Poller, peer: Peer) -> None:
@@ -240,8 +254,15 @@ class PoolConnection:
     def _take_commands(self) -> None:
         with contextlib.suppress(BlockingIOError):
             self._wake_reader.recv(4096)
-        while self._commands:
-            self._commands.popleft()()
+        self._carry_out_commands()
+
+    def _carry_out_commands(self) -> None:
+        while True:
+            try:
+                command = self._commands.popleft()
+            except IndexError:
+                return
+            command()
 
     def _abort(self, calls: Sequence[Call]) -> None:
         by_worker = itertools.groupby(sorted(calls, key=lambda c: c.worker), key=lambda c: c.worker)
@@ -260,17 +281,23 @@ class PoolConnection:
         for peer in self._peers.values():
             if peer.up and not peer.check(now):
                 reason = f"Worker {peer.index} has not answered for a long time; see: samplerpool status"
-                peer.down(reason, functools.partial(_unresponsive, reason))
+                peer.down(reason, functools.partial(_failed, reason))
 
-    def _shut_down(self) -> None:
+    def _shut_down(self, error_for: Callable[[Call], SamplerPoolError]) -> None:
         self._take_commands()
         for peer in self._peers.values():
-            peer.close(lambda call: Aborted("The connection was closed by its owner.", text=call.text))
+            peer.close(error_for)
+        self._ended = True
+        self._carry_out_commands()  # those that came meanwhile: their calls end at once
         for descriptor in self._watched:
             os.close(descriptor)
         self._wake_reader.close()
         self._wake_writer.close()
         self._context.term()
+
+
+def _closed(call: Call) -> SamplerPoolError:
+    return Aborted("The connection was closed by its owner.", text=call.text)
 
 
 def _worker_died(index: int, call: Call) -> SamplerPoolError:
@@ -283,7 +310,7 @@ def _worker_died(index: int, call: Call) -> SamplerPoolError:
     )
 
 
-def _unresponsive(reason: str, call: Call) -> SamplerPoolError:
+def _failed(reason: str, call: Call) -> SamplerPoolError:
     return TransportError(reason, text=call.text)
 
 

@@ -183,7 +183,7 @@ class Peer:
         if call.done:
             self._ended(call)
         elif call.stream:
-            call.on_update(call)
+            _tell(call)
 
     def _malformed(self, request_id: int, reason: str) -> None:
         """The answer of one call cannot be trusted any more; it ends here and is stopped there."""
@@ -205,7 +205,7 @@ class Peer:
         with self._lock:
             self._outstanding -= 1
             self._outstanding_tokens -= call.tokens_asked
-        call.on_update(call)
+        _tell(call)
 
     def check(self, now: float) -> bool:
         """Ping if it is time to; whether the worker still counts as there."""
@@ -230,3 +230,10 @@ class Peer:
             self.flush()
             self.abort(list(self._calls.values()))
             self.down("The connection is closed.", error_for)
+
+
+def _tell(call: Call) -> None:
+    try:
+        call.on_update(call)
+    except Exception:  # it is the caller's, and all other calls depend on this thread
+        log.exception("on_update of request %d to worker %d raised", call.request_id, call.worker)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from samplerpool.errors import ProtocolError, SamplerPoolError
-from samplerpool.types import Message
+from samplerpool.types import Message, TokenLogprobs
 from samplerpool.wire.messages import Accepted, ChatPrompt, Failed, Finished, TokenPrompt, Tokens
 
 
@@ -26,7 +26,7 @@ class Call:
         on_update: called on the I/O thread, so it must be quick: after each arrival with ``stream``, else at the end.
 
     The fields fill up as frames come; ``done`` is set last, once, with ``error`` if the request failed. ``delta`` is
-    the text of the latest arrival.
+    the text of the latest arrival; ``logprobs`` is None unless the request asks for them.
     """
 
     __slots__ = (
@@ -36,6 +36,7 @@ class Call:
         "done",
         "error",
         "finish_reason",
+        "logprobs",
         "message",
         "on_update",
         "params",
@@ -76,6 +77,7 @@ class Call:
         self.prompt_ids: Sequence[int] = ()
         self.seed: int | None = None
         self.token_ids: list[int] = []
+        self.logprobs: list[TokenLogprobs] | None = None
         self.texts: list[str] = []
         self.delta = ""
         self.finish_reason: str | None = None
@@ -122,6 +124,9 @@ class Call:
                 f"Request {self.request_id}: tokens from {reply.index} came where {expected} was expected."
             )
         self.token_ids.extend(reply.token_ids)
+        if reply.logprobs is not None:
+            self.logprobs = self.logprobs or []
+            self.logprobs.extend(reply.logprobs)
         self.delta = reply.text
         if reply.text:
             self.texts.append(reply.text)

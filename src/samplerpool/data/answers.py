@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from samplerpool.data.rows import Row
 from samplerpool.errors import SamplerPoolError
-from samplerpool.types import FinishReason, Generation, Message
+from samplerpool.types import FinishReason, Generation, Message, TokenLogprobs
 
 SEED_BYTES = 6
 
@@ -23,6 +24,7 @@ class Answer:
     completion_tokens: int
     seed: int
     message: Message | None
+    logprobs: Sequence[TokenLogprobs] | None = None
 
 
 @dataclass(slots=True)
@@ -82,6 +84,8 @@ def _generation(result: RowResult, samples: int) -> Generation:
     }
     if samples > 1:
         generation["sample"] = result.sample
+    if answer and answer.logprobs is not None:
+        generation["logprobs"] = [entry._asdict() for entry in answer.logprobs]
     return generation
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from samplerpool.config.sampling import PARAMS, SamplingParams
 from samplerpool.errors import PromptTooLong, SamplerPoolError, UnsupportedParameter
-from samplerpool.types import FinishReason, Message
+from samplerpool.types import FinishReason, Message, TokenLogprobs
 
 INTERACTIVE = 0
 BATCH = 1
@@ -50,12 +50,14 @@ class StepOutput:
         token_ids: new tokens, in order; may be empty. Ends with the end-of-sequence token where that ended it.
         finish_reason: set on the last output of a request, never followed by another.
         error: with ``finish_reason="error"``, why.
+        logprobs: one a token, where the request asks for them.
     """
 
     request_id: RequestId
     token_ids: Sequence[int]
     finish_reason: FinishReason | None = None
     error: SamplerPoolError | None = None
+    logprobs: Sequence[TokenLogprobs] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,8 @@ class Engine(Protocol):
         """Refuse what can never be done. Called from another thread than ``step``; must not change state.
 
         Raises:
-            PromptTooLong, UnsupportedParameter
+            PromptTooLong
+            UnsupportedParameter: also for a token id that the model does not have.
         """
 
     def add(self, request: EngineRequest) -> None:
@@ -116,6 +119,9 @@ class Codec(Protocol):
     """Token ids to text and back: what a tokenizer means to the loop above an engine."""
 
     eos_token_ids: frozenset[int]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, nothing added."""
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The text of these tokens; incomplete UTF-8 at the end becomes U+FFFD."""
@@ -147,7 +153,7 @@ def check_supported(engine: Engine, params: SamplingParams) -> None:
     """
     for name, spec in PARAMS.items():
         value = getattr(params, name)
-        if name in engine.supported or value in (None, spec.neutral, spec.default):
+        if name in engine.supported or value in (None, spec.default):
             continue
         raise UnsupportedParameter(
             f"The {engine.name} engine cannot honour {name}={value!r}; leave it out or use another engine.",

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from samplerpool.engine.base import Engine, EngineRequest, EngineStats, PromptRenderer, RequestId, StepOutput
 from samplerpool.engine.detokenizer import Detokenizer
-from samplerpool.errors import Aborted, EngineError, SamplerPoolError
-from samplerpool.types import FinishReason, Message
+from samplerpool.errors import Aborted, EngineBroken, EngineError, SamplerPoolError
+from samplerpool.types import FinishReason, Message, TokenLogprobs
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ class RequestOutput:
         finish_reason: set on the last output, never followed by another.
         completion_tokens: generated so far, these included.
         message: with the last output, the parsed answer, where that was asked for.
+        logprobs: one a token, where that was asked for.
     """
 
     request_id: RequestId
@@ -42,6 +43,7 @@ class RequestOutput:
     error: SamplerPoolError | None = None
     completion_tokens: int = 0
     message: Message | None = None
+    logprobs: Sequence[TokenLogprobs] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ class EngineLoop:
     """Runs an engine on a thread of its own.
 
     Every submitted request gets exactly one output with a finish reason, unless it is aborted, after which it gets
-    none. If a step raises, all requests in the engine end with an ``EngineError`` and the loop goes on.
+    none. If a step raises, all requests in the engine end with ``EngineBroken`` and the loop goes on.
 
     Args:
         engine: driven by this loop's thread alone from now on.
@@ -176,16 +178,24 @@ class EngineLoop:
                 request = command.request
                 self._live[request.request_id] = command
                 command.listener([Admitted(request.request_id, request.prompt_ids, request.params.seed or 0)])
-                self.engine.add(request)
+                self._add(request)
             elif self._live.pop(command, None) is not None:
                 self.engine.abort(command)
+
+    def _add(self, request: EngineRequest) -> None:
+        try:
+            self.engine.add(request)
+        except Exception as error:
+            log.exception("the engine did not take request %s", request.request_id)
+            failure = EngineError(f"The engine raised {type(error).__name__}: {error}")
+            self._deliver([StepOutput(request.request_id, (), "error", failure)])
 
     def _step(self) -> list[StepOutput]:
         try:
             outputs = self.engine.step()
         except Exception as error:
             log.exception("the engine raised in a step; its %d requests fail", len(self._live))
-            self._fail_all(EngineError(f"The engine raised {type(error).__name__}: {error}"))
+            self._fail_all(EngineBroken(f"The engine raised {type(error).__name__} in a step: {error}"))
             return []
         if outputs:
             self.steps += 1
@@ -207,9 +217,20 @@ class EngineLoop:
             results = by_listener.get(live.listener)
             if results is None:
                 results = by_listener[live.listener] = []
-            results.append(self._with_text(live, output))
+            results.append(self._guarded(live, output))
         for listener, results in by_listener.items():
             listener(results)
+
+    def _guarded(self, live: _Live, output: StepOutput) -> RequestOutput:
+        """The output with its text; what goes wrong in making it costs this request alone."""
+        try:
+            return self._with_text(live, output)
+        except Exception as error:
+            log.exception("the text of request %s could not be made", output.request_id)
+            if self._live.pop(output.request_id, None) is not None and output.finish_reason is None:
+                self.engine.abort(output.request_id)
+            failure = EngineError(f"Making the text raised {type(error).__name__}: {error}")
+            return RequestOutput(output.request_id, live.count, (), "", "error", failure)
 
     def _with_text(self, live: _Live, output: StepOutput) -> RequestOutput:
         token_ids, reason = output.token_ids, output.finish_reason
@@ -230,7 +251,9 @@ class EngineLoop:
         if live.texts is not None:
             live.texts.append(text)
             message = self._parse("".join(live.texts)) if reason in ("stop", "length") else None
-        return RequestOutput(output.request_id, index, token_ids, text, reason, output.error, live.count, message)
+        return RequestOutput(
+            output.request_id, index, token_ids, text, reason, output.error, live.count, message, output.logprobs
+        )
 
     def _mark_rate(self) -> None:
         now = time.monotonic()

@@ -67,7 +67,7 @@ def ask_supervisor(
                 f"The supervisor of pool {connection.pool!r} (pid {connection.supervisor.pid}) "
                 f"did not answer within {timeout_s:g} s."
             )
-        reply = decode_replies(socket.recv())[0]
+        reply = next(iter(decode_replies(socket.recv())), None)
     if isinstance(reply, Description):
         return dict(reply.info)
     if isinstance(reply, Failed):

@@ -69,6 +69,7 @@ class WorkerSet:
                 device=plan.torch_device,
                 max_batch=settings.pool_args.max_batch,
                 max_model_len=settings.pool_args.max_model_len,
+                machine_share=1 / len(settings.plan),
                 options=settings.pool_args.engine_options,
             ),
             cores=plan.cores,

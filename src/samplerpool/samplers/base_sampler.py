@@ -18,9 +18,9 @@ from samplerpool.data.messages import to_v1
 from samplerpool.data.rows import Row, rows_from_dataset
 from samplerpool.engine.base import BATCH, INTERACTIVE, Engine, PromptRenderer, RequestId
 from samplerpool.engine.loop import Admitted, EngineLoop, RequestEvent, RequestOutput
-from samplerpool.errors import RequestError
+from samplerpool.errors import SamplerPoolError
 from samplerpool.samplers.intake import Intake, Job
-from samplerpool.types import Dataset, Message, Sample
+from samplerpool.types import Dataset, Message, Sample, TokenLogprobs
 from samplerpool.wire.messages import ChatPrompt
 
 log = logging.getLogger(__name__)
@@ -124,6 +124,7 @@ class BaseSampler:
         job = self._job(ChatPrompt(row.messages, row.tools), params, BATCH, events, parse=True)
         self._intake.submit([job])
         texts: list[str] = []
+        logprobs: list[TokenLogprobs] = []
         prompt_tokens = 0
         try:
             async for event in _until_finished(events):
@@ -131,6 +132,7 @@ class BaseSampler:
                     prompt_tokens = len(event.prompt_ids)
                     continue
                 texts.append(event.text)
+                logprobs += event.logprobs or ()
                 if event.finish_reason is not None:
                     result.answer = Answer(
                         "".join(texts),
@@ -139,8 +141,9 @@ class BaseSampler:
                         event.completion_tokens,
                         params["seed"],
                         event.message,
+                        logprobs or None,
                     )
-        except RequestError as error:
+        except SamplerPoolError as error:
             result.error = error
         finally:
             self._intake.abort(job.request_id)

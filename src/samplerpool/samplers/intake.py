@@ -7,13 +7,13 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from samplerpool.config.sampling import SamplingParams, resolve, sampling_params
-from samplerpool.engine.base import EngineRequest, PromptRenderer, RequestId
+from samplerpool.engine.base import Codec, EngineRequest, PromptRenderer, RequestId
 from samplerpool.engine.loop import EngineLoop, Listener, RequestOutput
-from samplerpool.errors import EngineError, SamplerPoolError
+from samplerpool.errors import Aborted, EngineError, SamplerPoolError
 from samplerpool.wire.messages import ChatPrompt, TokenPrompt
 
 log = logging.getLogger(__name__)
@@ -59,12 +59,16 @@ class Intake:
         self._thread.start()
 
     def submit(self, jobs: list[Job]) -> None:
-        """Queue jobs, from any thread."""
+        """Queue jobs, from any thread. After ``close`` they are refused."""
         with self._changed:
-            for job in jobs:
-                self._waiting.add(job.request_id)
-                heapq.heappush(self._heap, (job.priority, next(self._order), job))
-            self._changed.notify()
+            if not self._closing:
+                for job in jobs:
+                    self._waiting.add(job.request_id)
+                    heapq.heappush(self._heap, (job.priority, next(self._order), job))
+                self._changed.notify()
+                return
+        for job in jobs:
+            _tell_stopped(job)
 
     def abort(self, request_id: RequestId) -> None:
         """Drop a job wherever it is now; nothing more is reported of it."""
@@ -77,23 +81,27 @@ class Intake:
         return len(self._waiting)
 
     def close(self) -> None:
-        """End the thread; what is queued is dropped."""
+        """End the thread; what is queued ends with ``Aborted``. Idempotent."""
         with self._changed:
             self._closing = True
             self._changed.notify()
         self._thread.join()
+        with self._changed:
+            left = [job for _, _, job in self._heap if job.request_id in self._waiting]
+            self._heap.clear()
+            self._waiting.clear()
+        for job in left:
+            _tell_stopped(job)
 
     def _run(self) -> None:
         while (job := self._next()) is not None:
             try:
-                request = self._prepare(job)
+                self._pass_on(job, self._prepare(job))
             except SamplerPoolError as error:
                 self._refuse(job, error)
             except Exception as error:  # a fault in a template or a tokenizer costs this request alone
                 log.exception("request %s could not be prepared", job.request_id)
                 self._refuse(job, EngineError(f"Preparing the request raised {type(error).__name__}: {error}"))
-            else:
-                self._pass_on(job, request)
 
     def _next(self) -> Job | None:
         with self._changed:
@@ -107,7 +115,7 @@ class Intake:
                 self._changed.wait()
 
     def _prepare(self, job: Job) -> EngineRequest:
-        params = resolve(sampling_params(job.params), *self._defaults())
+        params = _with_token_ids(resolve(sampling_params(job.params), *self._defaults()), self._renderer.codec)
         prompt = job.prompt
         if isinstance(prompt, ChatPrompt):
             prompt_ids = self._renderer.prompt_ids(prompt.messages, prompt.tools, prompt.options)
@@ -120,12 +128,16 @@ class Intake:
         return request
 
     def _pass_on(self, job: Job, request: EngineRequest) -> None:
+        if job.request_id not in self._waiting:
+            return
         delivered = job.prompt.delivered_chars if isinstance(job.prompt, TokenPrompt) else 0
+        # Without the lock: for a long continuation this takes its time, and the socket's thread must not wait for it.
+        self._loop.submit(request, job.listener, delivered_chars=delivered, parse=job.parse)
         with self._changed:
-            if job.request_id not in self._waiting:
+            if job.request_id in self._waiting:
+                self._waiting.remove(job.request_id)
                 return
-            self._waiting.remove(job.request_id)
-            self._loop.submit(request, job.listener, delivered_chars=delivered, parse=job.parse)
+        self._loop.abort(job.request_id)  # it was aborted before the loop knew of it
 
     def _refuse(self, job: Job, error: SamplerPoolError) -> None:
         with self._changed:
@@ -133,3 +145,18 @@ class Intake:
                 return
             self._waiting.remove(job.request_id)
             job.listener([RequestOutput(job.request_id, 0, (), "", "error", error)])
+
+
+def _with_token_ids(params: SamplingParams, codec: Codec) -> SamplingParams:
+    """The bad words as token ids: those of each text as it stands, and behind a space, as within a sentence."""
+    if not any(isinstance(word, str) for word in params.bad_words or ()):
+        return params
+    words: dict[tuple[int, ...], None] = {}
+    for word in params.bad_words or ():
+        forms = [word] if isinstance(word, tuple) else [tuple(codec.encode(text)) for text in (word, f" {word}")]
+        words.update(dict.fromkeys(form for form in forms if form))
+    return replace(params, bad_words=tuple(words))
+
+
+def _tell_stopped(job: Job) -> None:
+    job.listener([RequestOutput(job.request_id, 0, (), "", "error", Aborted("The worker has stopped."))])

@@ -3,6 +3,8 @@ or from a model that is loaded in this process."""
 
 from __future__ import annotations
 
+import atexit
+import os
 import queue
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -19,7 +21,7 @@ from samplerpool.config.arguments import ModelArguments, PoolArguments, SampleAr
 from samplerpool.config.sampling import sampling_params
 from samplerpool.data.messages import to_v1
 from samplerpool.engine.base import PromptRenderer
-from samplerpool.errors import WorkerDied
+from samplerpool.errors import InvalidParameter, WorkerDied
 from samplerpool.samplers.base_sampler import BaseSampler
 from samplerpool.types import Dataset, Message, Sample
 from samplerpool.wire.endpoint import ConnectionFile, find_pool
@@ -54,10 +56,13 @@ class SyncSampler(BaseSampler):
             self._resources.callback(worker.close)
             connection = PoolConnection([WorkerAddress(0, worker.endpoint, worker.incarnation)])
             self._start(connection, None)
+            atexit.register(self.close)  # the socket's file would outlive the process
+            self._resources.callback(atexit.unregister, self.close)
 
     def _start(self, connection: PoolConnection, file: ConnectionFile | None) -> None:
         self.connection = connection
         self.connection_file = file
+        self._owner_pid = os.getpid()
         self._resources.callback(connection.close)
         self._last = threading.local()
         self._affinity = Affinity()
@@ -134,8 +139,9 @@ class SyncSampler(BaseSampler):
         self.close()
 
     def close(self) -> None:
-        """Abort what runs; stop what this sampler started, and nothing else. Idempotent."""
-        self._resources.close()
+        """Abort what runs; stop what this sampler started, and nothing else. Idempotent; after a fork, the parent's."""
+        if os.getpid() == self._owner_pid:
+            self._resources.close()
 
     # ---- sampling -------------------------------------------------------------------------------------------------
 
@@ -166,7 +172,10 @@ class SyncSampler(BaseSampler):
             TransportError: the worker does not answer.
         """
         prompt = ChatPrompt(to_v1(messages), tools, dict(template_options or {}))
-        return self._stream(prompt, sampling_params(params).given())
+        given = sampling_params(params).given()
+        if given.get("num_return_sequences", 1) > 1:
+            raise InvalidParameter("A stream is one answer; for num_return_sequences above 1 use batch_infer.")
+        return self._stream(prompt, given)
 
     def _stream(self, prompt: ChatPrompt, params: Mapping[str, Any]) -> Generator[str, None, None]:
         deltas: queue.SimpleQueue[str | None] = queue.SimpleQueue()

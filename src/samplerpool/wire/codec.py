@@ -12,7 +12,7 @@ from typing import Any
 import msgpack
 
 from samplerpool.errors import ProtocolError
-from samplerpool.types import CONTENT_TYPES, ROLES
+from samplerpool.types import CONTENT_TYPES, ROLES, TokenLogprobs
 from samplerpool.wire.messages import (
     Abort,
     Accepted,
@@ -98,7 +98,7 @@ def _entries(data: bytes) -> list[Any]:
     entries: list[Any] = envelope[1]
     if version != PROTOCOL_VERSION or isinstance(version, bool):
         raise ProtocolError(
-            f"Protocol version {version!r} is not {PROTOCOL_VERSION}; use the same release on both sides."
+            f"Protocol version {_short(version)} is not {PROTOCOL_VERSION}; use the same release on both sides."
         )
     if len(entries) > MAX_ENTRIES:
         raise ProtocolError(f"{len(entries)} entries in one message; the limit is {MAX_ENTRIES}.")
@@ -118,7 +118,7 @@ def _decode_entry(entry: Any, decoders: Mapping[int, Callable[[list[Any]], Any]]
             request_id = candidate
         decoder = decoders.get(kind) if type(kind) is int else None
         if decoder is None:
-            raise ProtocolError(f"unknown message kind {kind!r}")
+            raise ProtocolError(f"unknown message kind {_short(kind)}")
         return decoder(entry)
     except ProtocolError as error:
         return Malformed(request_id, f"Malformed message: {error.message}.")
@@ -169,6 +169,24 @@ def _token_ids(value: Any) -> list[int]:
     return value  # type: ignore[no-any-return]
 
 
+def _logprobs(value: Any, token_ids: Sequence[int]) -> list[TokenLogprobs]:
+    _require(
+        isinstance(value, list) and len(value) == len(token_ids),
+        "log-probabilities must be an array of one entry a token",
+    )
+    entries = []
+    for entry, token_id in zip(value, token_ids, strict=True):
+        _require(isinstance(entry, list) and len(entry) == 3 and entry[0] == token_id, "not the entry of its token")
+        _require(type(entry[1]) is float and isinstance(entry[2], list), "an entry must be [id, logprob, [pair, ...]]")
+        for pair in entry[2]:
+            _require(
+                isinstance(pair, list) and len(pair) == 2 and type(pair[1]) is float, "a pair must be [id, logprob]"
+            )
+        _token_ids([pair[0] for pair in entry[2]])
+        entries.append(TokenLogprobs(entry[0], entry[1], [(token, logprob) for token, logprob in entry[2]]))
+    return entries
+
+
 def _ids(value: Any) -> list[int]:
     _require(isinstance(value, list), "ids must be an array")
     return [_id(v) for v in value]
@@ -189,6 +207,8 @@ def _check_plain(value: Any, depth: int) -> None:
     elif isinstance(value, list):
         for item in value:
             _check_plain(item, depth - 1)
+    else:  # msgpack makes timestamps without asking the hook for extension types
+        _require(value is None or isinstance(value, str | int | float | bool), "plain values expected")
 
 
 def _chat_message(value: Any) -> Any:
@@ -215,8 +235,11 @@ def _optional_text(value: Any) -> str | None:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    """A value from outside in a few words, whatever it is."""
+    if isinstance(value, list | dict):
+        return f"a {type(value).__name__} of {len(value)}"
+    text = repr(value[:60] if isinstance(value, str | bytes) else value)
+    return text if len(text) <= 70 else text[:67] + "..."
 
 
 # ---- one encoder and one decoder a kind ---------------------------------------------------------------------------
@@ -264,10 +287,12 @@ def _decode_accepted(entry: list[Any]) -> Accepted:
 
 
 def _decode_tokens(entry: list[Any]) -> Tokens:
-    if len(entry) != 5:
-        _fields(entry, 4)
-    _, request_id, index, token_ids, text = entry
-    return Tokens(_id(request_id), _count(index), _token_ids(token_ids), _text(text))
+    if len(entry) == 5:
+        _, request_id, index, token_ids, text = entry
+        return Tokens(_id(request_id), _count(index), _token_ids(token_ids), _text(text))
+    request_id, index, token_ids, text, logprobs = _fields(entry, 5)
+    ids = _token_ids(token_ids)
+    return Tokens(_id(request_id), _count(index), ids, _text(text), _logprobs(logprobs, ids))
 
 
 def _decode_finished(entry: list[Any]) -> Finished:
@@ -312,7 +337,11 @@ _ENCODERS: dict[type, Callable[[Any], Sequence[Any]]] = {
     Describe: lambda m: (_DESCRIBE, m.request_id),
     Stop: lambda m: (_STOP, m.request_id, m.timeout_s),
     Accepted: lambda m: (_ACCEPTED, m.request_id, m.prompt_ids, m.seed),
-    Tokens: lambda m: (_TOKENS, m.request_id, m.index, m.token_ids, m.text),
+    Tokens: lambda m: (
+        (_TOKENS, m.request_id, m.index, m.token_ids, m.text)
+        if m.logprobs is None
+        else (_TOKENS, m.request_id, m.index, m.token_ids, m.text, m.logprobs)
+    ),
     Finished: lambda m: (
         _FINISHED,
         m.request_id,

@@ -86,6 +86,14 @@ def private_folder(folder: Path) -> Path:
     return folder
 
 
+def _is_private(folder: Path) -> bool:
+    try:
+        status = os.lstat(folder)
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
+
+
 def new_incarnation() -> str:
     """A name for one start of one process."""
     return secrets.token_hex(6)
@@ -215,7 +223,7 @@ def running_pools() -> list[ConnectionFile]:
     """This user's pools whose supervisor lives, by name; what dead pools of this boot left behind is removed."""
     found: dict[str, ConnectionFile] = {}
     for folder in runtime_folders():
-        if not folder.is_dir() or folder.stat().st_uid != os.getuid():
+        if not _is_private(folder):
             continue
         for path in sorted(folder.glob("*.json")):
             with contextlib.suppress(TransportError, PoolNotFound):

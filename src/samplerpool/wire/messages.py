@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from samplerpool.types import Message as ChatMessage
+from samplerpool.types import TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +98,19 @@ class Accepted:
     seed: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which would double the time to make one; there is one for each token
 class Tokens:
     """New tokens. ``index`` is the position of the first one among all generated; frames have no gaps.
 
     ``text`` is what they add: whole characters, never part of a stop string, so it may lag behind the tokens.
+    ``logprobs`` is one entry a token, where the request asks for them.
     """
 
     request_id: int
     index: int
     token_ids: Sequence[int]
     text: str
+    logprobs: Sequence[TokenLogprobs] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ def build_sampler(config: WorkerConfig, on_progress: Callable[[str], None]) -> t
 
     model_engine = ModelEngine(config.model_args, device=config.engine.device, on_progress=on_progress)
     on_progress("starting the engine")
-    engine = build_engine(config.engine, model_engine.model, model_engine.renderer)
+    engine = build_engine(config.engine, model_engine.model, model_engine.renderer, on_progress)
     sampler = BaseSampler(
         config.sample_args,
         config.model_args,

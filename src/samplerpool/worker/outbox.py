@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from samplerpool.wire.messages import Accepted, Reply, Tokens
+from samplerpool.wire.messages import Accepted, Failed, Finished, Reply, Tokens
 
 MAX_WEIGHT = 2**20
 """Of one message, roughly in bytes; a message takes at least one reply however large."""
 _BASE_WEIGHT = 64
 _TOKEN_WEIGHT = 5
+_LOGPROB_WEIGHT = 16
 
 
 class Outbox:
@@ -67,12 +68,23 @@ def _joined(first: Reply, second: Tokens) -> Tokens:
     assert isinstance(first, Tokens)
     ids = first.token_ids if isinstance(first.token_ids, list) else list(first.token_ids)
     ids.extend(second.token_ids)
-    return Tokens(first.request_id, first.index, ids, first.text + second.text)
+    logprobs = None
+    if first.logprobs is not None or second.logprobs is not None:
+        logprobs = first.logprobs if isinstance(first.logprobs, list) else list(first.logprobs or ())
+        logprobs.extend(second.logprobs or ())
+    return Tokens(first.request_id, first.index, ids, first.text + second.text, logprobs)
 
 
 def _weight(reply: Reply) -> int:
     if type(reply) is Tokens:
-        return _BASE_WEIGHT + len(reply.text) + _TOKEN_WEIGHT * len(reply.token_ids)
+        weight = _BASE_WEIGHT + len(reply.text) + _TOKEN_WEIGHT * len(reply.token_ids)
+        if reply.logprobs is not None:
+            weight += sum(_LOGPROB_WEIGHT * (1 + len(entry.top)) for entry in reply.logprobs)
+        return weight
     if isinstance(reply, Accepted):
         return _BASE_WEIGHT + _TOKEN_WEIGHT * len(reply.prompt_ids)
+    if isinstance(reply, Finished) and reply.message is not None:
+        return _BASE_WEIGHT + sum(len(block["value"]) for block in reply.message["content"])
+    if isinstance(reply, Failed):
+        return _BASE_WEIGHT + len(reply.message)
     return _BASE_WEIGHT

@@ -18,10 +18,11 @@ from typing import Any
 import zmq
 
 from samplerpool.engine.loop import RequestEvent
+from samplerpool.errors import ProtocolError
 from samplerpool.samplers.base_sampler import BaseSampler
 from samplerpool.samplers.intake import Job
 from samplerpool.wire.codec import MAX_MESSAGE_BYTES, decode_requests, encode
-from samplerpool.wire.messages import Description
+from samplerpool.wire.messages import Description, Failed, Reply
 from samplerpool.worker.outbox import Outbox
 from samplerpool.worker.session import AbortRun, Action, Identity, Report, Send, Session, Submit
 
@@ -31,6 +32,8 @@ SEND_HIGH_WATER = 64
 LINGER_MS = 500
 TICK_S = 0.2
 RETRY_S = 0.005
+LAST_WORDS_TICKS = 10
+"""How long a drained worker waits for clients that do not take their last replies."""
 MAX_RECEIVED_AT_ONCE = 256
 
 
@@ -60,6 +63,8 @@ class WorkerServer:
         self._loop = asyncio.get_running_loop()
         self._wake_scheduled = False
         self._retry: asyncio.TimerHandle | None = None
+        self._retry_s = RETRY_S
+        self._idle_ticks = 0
         self._idle = asyncio.Event()
         self._context = zmq.Context()
         self._socket = self._bind(endpoint)
@@ -138,12 +143,14 @@ class WorkerServer:
         self._act(self._session.received(identity, messages, time.monotonic(), self._sampler.steps))
 
     def _on_tick(self) -> None:
+        self._tick_handle = self._loop.call_later(TICK_S, self._on_tick)  # first: nothing may end the ticking
         self._on_readable()  # before leases are judged, so that a stall of our own costs nobody anything
         self._act(self._session.tick(time.monotonic()))
         self._on_readable()
-        if self._session.draining and not self._session.live and not self._outboxes:
-            self._idle.set()
-        self._tick_handle = self._loop.call_later(TICK_S, self._on_tick)
+        if self._session.draining and not self._session.live:
+            self._idle_ticks += 1
+            if not self._outboxes or self._idle_ticks > LAST_WORDS_TICKS:
+                self._idle.set()
 
     # ---- actions --------------------------------------------------------------------------------------------------
 
@@ -182,34 +189,53 @@ class WorkerServer:
         return outbox
 
     def _flush(self) -> bool:
-        """Send what clients can take; whether anything was tried."""
-        if not self._outboxes:
-            return False
+        """Send what clients can take; whether anything went out."""
+        moved = False
         for identity in list(self._outboxes):
-            self._flush_one(identity, self._outboxes[identity])
-        if not self._outboxes:
-            return True
-        if self._retry is None:
-            self._retry = self._loop.call_later(RETRY_S, self._on_retry)
-        return False
+            moved |= self._flush_one(identity, self._outboxes[identity])
+        if self._outboxes:
+            self._retry_s = RETRY_S if moved else min(2 * self._retry_s, TICK_S)
+            if self._retry is None:
+                self._retry = self._loop.call_later(self._retry_s, self._on_retry)
+        return moved
 
     def _on_retry(self) -> None:
         self._retry = None
         self._on_readable()
 
-    def _flush_one(self, identity: Identity, outbox: Outbox) -> None:
+    def _flush_one(self, identity: Identity, outbox: Outbox) -> bool:
+        """Send a client's replies as far as it takes them; whether it took any."""
         sent = 0
         for batch in outbox.batches():
             try:
-                self._socket.send_multipart((identity, encode(batch)), zmq.DONTWAIT)
+                self._socket.send_multipart((identity, _pack(batch)), zmq.DONTWAIT)
             except zmq.Again:
                 outbox.sent(sent)
-                return
+                return sent > 0
             except zmq.ZMQError as error:
                 if error.errno != errno.EHOSTUNREACH:
                     raise
                 del self._outboxes[identity]
                 self._act(self._session.unreachable(identity))
-                return
+                return False
             sent += len(batch)
         del self._outboxes[identity]
+        return True
+
+
+def _pack(replies: Sequence[Reply]) -> bytes:
+    """One message. A reply that cannot be sent ends its request alone: kept, it would hold up everything behind it."""
+    try:
+        return encode(replies)
+    except ProtocolError:
+        return encode(map(_sendable, replies))
+
+
+def _sendable(reply: Reply) -> Reply:
+    try:
+        encode((reply,))
+    except ProtocolError as error:
+        log.error("a %s cannot be sent: %s", type(reply).__name__, error.message)
+        name, message, _ = error.to_wire()
+        return Failed(getattr(reply, "request_id", 0), name, message)
+    return reply

@@ -21,6 +21,7 @@ from samplerpool.errors import (
     WorkerDraining,
     WrongIncarnation,
 )
+from samplerpool.types import TokenLogprobs
 from samplerpool.wire.messages import (
     Abort,
     Accepted,
@@ -84,6 +85,7 @@ class _Live:
     index: int = 0
     token_ids: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] | None = None
 
 
 @dataclass(slots=True)
@@ -145,10 +147,10 @@ class Session:
                 case Describe(request_id):
                     actions.append(Report(identity, request_id))
                 case Malformed(request_id, reason):
-                    actions += self._malformed(client, request_id, reason)
+                    actions.append(self._refuse(client, request_id, ProtocolError(reason)))
                 case _:
                     error = ProtocolError(f"A worker does not take {type(message).__name__}.")
-                    actions.append(Send(identity, [_failed(message.request_id, error)]))
+                    actions.append(self._refuse(client, message.request_id, error))
         return actions
 
     def _client(self, identity: Identity, now: float) -> _Client:
@@ -163,7 +165,7 @@ class Session:
     def _generate(self, client: _Client, request: Generate) -> Action:
         refusal = self._refusal(client, request)
         if refusal is not None:
-            return Send(client.identity, [_failed(request.request_id, refusal)])
+            return self._refuse(client, request.request_id, refusal)
         client.highest_id = request.request_id
         client.live[request.request_id] = _Live(request)
         return Submit((client.number, request.request_id), request)
@@ -192,11 +194,10 @@ class Session:
             return []
         return [AbortRun((client.number, request_id)), Send(client.identity, [_failed(request_id, error)])]
 
-    def _malformed(self, client: _Client, request_id: int, reason: str) -> list[Action]:
-        """A live request of that id goes on: only the frame that could not be read is lost."""
-        if request_id in client.live:
-            request_id = 0
-        return [Send(client.identity, [_failed(request_id, ProtocolError(reason))])]
+    @staticmethod
+    def _refuse(client: _Client, request_id: int, error: SamplerPoolError) -> Send:
+        """A live request of that id goes on: only the frame that cannot be taken is lost."""
+        return Send(client.identity, [_failed(0 if request_id in client.live else request_id, error)])
 
     # ---- events of the sampler ------------------------------------------------------------------------------------
 
@@ -224,15 +225,15 @@ class Session:
         if not live.request.stream:
             self._collect(live, output)
         elif output.token_ids or output.text:
-            out.append(Tokens(request_id, output.index, output.token_ids, output.text))
+            out.append(Tokens(request_id, output.index, output.token_ids, output.text, output.logprobs))
         if output.finish_reason is None:
             return
         del client.live[request_id]
         if output.error is not None:
             out.append(_failed(request_id, output.error))
             return
-        if live.token_ids:
-            out.append(Tokens(request_id, live.index, live.token_ids, "".join(live.texts)))
+        if live.token_ids or any(live.texts):  # a continuation may have text left and no token to come
+            out.append(Tokens(request_id, live.index, live.token_ids, "".join(live.texts), live.logprobs))
         out.append(
             Finished(request_id, output.finish_reason, live.prompt_tokens, output.completion_tokens, output.message)
         )
@@ -243,6 +244,9 @@ class Session:
             live.index = output.index
         live.token_ids.extend(output.token_ids)
         live.texts.append(output.text)
+        if output.logprobs is not None:
+            live.logprobs = live.logprobs or []
+            live.logprobs.extend(output.logprobs)
 
     # ---- time, and clients that are gone --------------------------------------------------------------------------
 
