@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from samplerpool.config.sampling import SamplingParams
+from samplerpool.config.sampling import PARAMS, SamplingParams, field_values
 
-ENGINES: tuple[str, ...] = ("auto", "paged", "scripted")
+ENGINES: tuple[str, ...] = ("auto", "dense", "paged", "sequential", "scripted")
 DTYPES: tuple[str, ...] = ("auto", "float32", "bfloat16", "float16")
-SAMPLE_BACKENDS: tuple[str, ...] = ("hf", "paged", "scripted")
+SAMPLE_BACKENDS: tuple[str, ...] = ("hf", "dense", "paged", "sequential", "scripted")
 
 
 def _setting(default: Any, *, choices: tuple[str, ...] = (), low: float | None = None) -> Any:
@@ -71,7 +71,7 @@ class PoolArguments:
     Args:
         workers: how many; ``auto`` means one per device (on CPU, one).
         devices: ``auto``, ``cpu``, or indexes or UUIDs like ``0,1`` within ``CUDA_VISIBLE_DEVICES``.
-        engine: ``auto``, ``paged`` or ``scripted``.
+        engine: ``auto``, ``dense``, ``paged``, ``sequential`` or ``scripted``.
         engine_options: further settings of that engine, by name.
         max_batch: most requests that one worker works on at a time.
         max_model_len: longest prompt plus completion, in tokens; ``None`` means what the model can.
@@ -93,8 +93,9 @@ class EngineConfig:
     """What an engine is built with.
 
     Args:
-        engine: ``auto``, ``paged`` or ``scripted``.
+        engine: ``auto``, ``dense``, ``paged``, ``sequential`` or ``scripted``.
         device: a torch device string, ``cpu`` or ``cuda``.
+        machine_share: of the machine's memory, for this worker beside the pool's others.
         options: further settings of that engine.
     """
 
@@ -102,6 +103,7 @@ class EngineConfig:
     device: str = "cpu"
     max_batch: int = 64
     max_model_len: int | None = None
+    machine_share: float = 1.0
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -135,14 +137,13 @@ class WorkerConfig:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> WorkerConfig:
         """The inverse of ``dataclasses.asdict``, from JSON."""
-        sample: dict[str, Any] = {
-            name: tuple(v) if isinstance(v, list) else v for name, v in data["sample_args"].items()
-        }
+        sample = dict(data["sample_args"])
+        sampling = field_values({name: sample.pop(name, None) for name in PARAMS})
         return cls(
             **{
                 **data,
                 "model_args": ModelArguments(**data["model_args"]),
-                "sample_args": SampleArguments(**sample),
+                "sample_args": SampleArguments(**sample, **sampling),
                 "engine": EngineConfig(**data["engine"]),
                 "cores": tuple(data["cores"]),
             }

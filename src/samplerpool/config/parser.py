@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from samplerpool.config.arguments import DataArguments, ModelArguments, PoolArguments, SampleArguments
-from samplerpool.config.sampling import ALIASES, PARAMS, sampling_params, unknown_name
+from samplerpool.config.sampling import ALIASES, PARAMS, field_values, unknown_name
 from samplerpool.errors import DataFileError, InvalidParameter
 
 EXTRA_KEYS_VARIABLE = "ALLOW_EXTRA_KEYS"
@@ -211,7 +211,8 @@ def _from_text(option: _Option, text: str) -> Any:
         return None
     if bool in option.types:
         return _WORDS.get(word, text)
-    if dict in option.types or (option.takes_several and text.startswith("[")):
+    kind = PARAMS[option.name].kind if option.name in PARAMS else None
+    if dict in option.types or kind == "biases" or (option.takes_several and text.startswith("[")):
         return _yaml_value(text)
     number = next((kind for kind in (float, int) if kind in (*option.types, option.item)), None)
     try:
@@ -232,7 +233,7 @@ def _build(reading: _Reading) -> Arguments:
     given = {name: value for name, value in reading.values.items() if value is not None}
     sampling = {name: given.pop(name) for name in list(given) if name in PARAMS}
     try:
-        given.update(sampling_params(sampling).given())
+        given.update(field_values(sampling))
     except InvalidParameter as error:
         problems.append(error.message)
     for name, value in given.items():
@@ -245,7 +246,7 @@ def _build(reading: _Reading) -> Arguments:
 
 def _build_group(group: Any, given: Mapping[str, Any]) -> Any:
     own = {name: value for name, value in given.items() if _options()[name].group is group}
-    return group(**{name: tuple(value) if isinstance(value, list) else value for name, value in own.items()})
+    return group(**own)
 
 
 def _fits(option: _Option, value: Any) -> bool:

@@ -10,11 +10,11 @@ import difflib
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from samplerpool.errors import InvalidParameter
 
-Kind = Literal["int", "float", "bool", "strings", "ints"]
+Kind = Literal["int", "float", "bool", "strings", "ints", "words", "biases"]
 
 MAX_SEED = 2**53 - 1
 """Seeds stay exact in JSON and in JavaScript readers of it."""
@@ -22,17 +22,24 @@ MAX_SEED = 2**53 - 1
 MAX_INT32 = 2**31 - 1
 """Lengths and token ids stay exact in the 32-bit tensors of the engines."""
 
+MAX_LOGPROBS = 20
+"""As OpenAI's and, by default, vLLM's servers: a token's entry stays small beside what the model costs."""
+
+Word = str | tuple[int, ...]
+"""Text, or the token ids that it is made of."""
+
 
 @dataclass(frozen=True)
 class ParamSpec:
     """What may be said about one sampling parameter.
 
     Args:
-        kind: type of the value; ``strings`` and ``ints`` are tuples, a single value is taken as a tuple of one.
+        kind: type of the value; ``strings``, ``ints`` and ``words`` (strings or lists of token ids) are tuples, a
+            single value is taken as a tuple of one; ``biases`` maps token ids to numbers and is kept as a tuple of
+            pairs.
         help: one line for ``--help``.
-        default: the value when nobody says anything.
         low, high: inclusive bounds; ``low_open`` makes the lower one exclusive.
-        neutral: the value that changes nothing, so that every engine can honour it.
+        default: the value when nobody says anything; every engine can honour it.
     """
 
     kind: Kind
@@ -41,7 +48,6 @@ class ParamSpec:
     low: float | None = None
     high: float | None = None
     low_open: bool = False
-    neutral: Any = None
 
 
 def _param(
@@ -52,9 +58,8 @@ def _param(
     low: float | None = None,
     high: float | None = None,
     low_open: bool = False,
-    neutral: Any = None,
 ) -> Any:
-    return field(default=None, metadata={"spec": ParamSpec(kind, help, default, low, high, low_open, neutral)})
+    return field(default=None, metadata={"spec": ParamSpec(kind, help, default, low, high, low_open)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +76,29 @@ class SamplingParams:
     min_p: float | None = _param(
         "float", "Keep tokens of at least p times the largest probability.", 0.0, low=0.0, high=1.0
     )
+    typical_p: float | None = _param(
+        "float", "Keep the most typical tokens up to this probability.", 1.0, low=0.0, high=1.0, low_open=True
+    )
     repetition_penalty: float | None = _param(
-        "float", "Above 1, tokens seen before become less likely.", 1.0, low=0.0, high=100.0, low_open=True, neutral=1.0
+        "float", "Above 1, tokens seen before become less likely.", 1.0, low=0.0, high=100.0, low_open=True
+    )
+    presence_penalty: float | None = _param(
+        "float", "Subtracted from the logits of tokens generated before.", 0.0, low=-2.0, high=2.0
+    )
+    frequency_penalty: float | None = _param(
+        "float", "Subtracted from the logits for each time that a token was generated.", 0.0, low=-2.0, high=2.0
+    )
+    no_repeat_ngram_size: int | None = _param(
+        "int", "No sequence of so many tokens comes twice, the prompt included; 0: any may.", 0, low=0, high=MAX_INT32
+    )
+    logit_bias: tuple[tuple[int, float], ...] | None = _param(
+        "biases", "Added to the logits of these token ids.", (), low=-100.0, high=100.0
+    )
+    bad_words: tuple[Word, ...] | None = _param(
+        "words", "Words, or lists of token ids, that must not come.", (), low=0, high=MAX_INT32
+    )
+    min_new_tokens: int | None = _param(
+        "int", "No end-of-sequence or stop token before so many.", 0, low=0, high=MAX_INT32
     )
     stop: tuple[str, ...] | None = _param("strings", "End the answer before any of these strings.", ())
     stop_token_ids: tuple[int, ...] | None = _param(
@@ -83,7 +109,10 @@ class SamplingParams:
     seed: int | None = _param("int", "Seed of the draw; drawn and reported when not given.", low=0, high=MAX_SEED)
     num_return_sequences: int | None = _param("int", "Answers per prompt.", 1, low=1, high=65536)
     logprobs: int | None = _param(
-        "int", "Report the log-probabilities of this many top tokens.", low=0, high=1000, neutral=None
+        "int",
+        "Report the log-probability of each token, and of so many most probable ones.",
+        low=0,
+        high=MAX_LOGPROBS,
     )
 
     @property
@@ -92,13 +121,17 @@ class SamplingParams:
         return self.temperature == 0 or self.do_sample is False
 
     def given(self) -> dict[str, Any]:
-        """Only what was given, as plain values for the wire or a manifest."""
-        values = {name: getattr(self, name) for name in PARAMS}
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in values.items()
-            if value is not None
-        }
+        """Only what was given, as plain values for the wire or a manifest: JSON can hold them."""
+        values = ((name, spec.kind, getattr(self, name)) for name, spec in PARAMS.items())
+        return {name: _plain(kind, value) for name, kind, value in values if value is not None}
+
+
+def _plain(kind: Kind, value: Any) -> Any:
+    if kind == "biases":
+        return {str(token_id): bias for token_id, bias in value}
+    if kind == "words":
+        return [word if isinstance(word, str) else list(word) for word in value]
+    return list(value) if isinstance(value, tuple) else value
 
 
 PARAMS: dict[str, ParamSpec] = {f.name: f.metadata["spec"] for f in fields(SamplingParams)}
@@ -133,9 +166,24 @@ def sampling_params(values: Mapping[str, Any] | None = None, /, **more: Any) -> 
             checked[canonical] = _checked(canonical, spec, value)
         except ValueError as error:
             problems.append(str(error))
+    if "min_new_tokens" in checked and checked["min_new_tokens"] > checked.get("max_new_tokens", MAX_INT32):
+        problems.append(
+            f"min_new_tokens must be at most max_new_tokens, {checked['max_new_tokens']}, "
+            f"not {checked['min_new_tokens']}."
+        )
     if problems:
         raise InvalidParameter(" ".join(problems), parameters=[str(name) for name in merged])
     return SamplingParams(**checked)
+
+
+def field_values(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values (of ``given``, JSON or YAML) as keyword arguments of ``SamplingParams`` or a subclass of it.
+
+    Raises:
+        InvalidParameter: as ``sampling_params`` does.
+    """
+    params = sampling_params(plain)
+    return {name: value for name in PARAMS if (value := getattr(params, name)) is not None}
 
 
 def unknown_name(what: str, name: str, known: list[str]) -> str:
@@ -156,11 +204,44 @@ def _checked(name: str, spec: ParamSpec, value: Any) -> Any:
         if items is None:
             raise ValueError(f"{name} must be an integer or a list of them, not {value!r}.")
         return tuple(_checked_number(name, "int", spec, v) for v in items)
+    if spec.kind == "words":
+        return _checked_words(name, spec, value)
+    if spec.kind == "biases":
+        return _checked_biases(name, spec, value)
     if spec.kind == "bool":
         if not isinstance(value, bool):
             raise ValueError(f"{name} must be true or false, not {value!r}.")
         return value
     return _checked_number(name, spec.kind, spec, value)
+
+
+def _checked_words(name: str, spec: ParamSpec, value: Any) -> tuple[Word, ...]:
+    words = (value,) if isinstance(value, str) else value
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str | list | tuple) and word for word in words):
+        raise ValueError(f"{name} must be a list of non-empty strings or lists of token ids, not {value!r}.")
+    return tuple(
+        word if isinstance(word, str) else tuple(cast(int, _checked_number(name, "int", spec, v)) for v in word)
+        for word in words
+    )
+
+
+def _checked_biases(name: str, spec: ParamSpec, value: Any) -> tuple[tuple[int, float], ...]:
+    """Token ids may be written as text, since JSON has no other keys; pairs are taken as well."""
+    try:
+        pairs = dict(value.items() if isinstance(value, Mapping) else value)
+        biases = {_token_id(key): bias for key, bias in pairs.items()}
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{name} must map token ids, from 0 to {MAX_INT32}, to numbers, like {{17: -100}}, not {value!r}."
+        ) from None
+    return tuple(sorted((key, float(_checked_number(name, "float", spec, bias))) for key, bias in biases.items()))
+
+
+def _token_id(key: Any) -> int:
+    token_id = int(key) if isinstance(key, str) and key.isdecimal() else key
+    if type(token_id) is not int or not 0 <= token_id <= MAX_INT32:
+        raise ValueError
+    return token_id
 
 
 def _checked_number(name: str, kind: Kind, spec: ParamSpec, value: Any) -> int | float:

@@ -1,0 +1,333 @@
+"""Attention over the arena: what the model's layers call, for decode rows and prefill chunks of one packed step.
+
+The model runs on ``[1, N]`` tokens without a mask. Its layers hand new keys and values to the cache (``ArenaCache``),
+which only writes them, and then call ``packed_attention``, which reads what each token may see from the arena: decode
+rows by the compiled kernel or by grouped matrix products, prefill chunks one by one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers.cache_utils import Cache
+
+from samplerpool.engine.arena import Arena, Region
+from samplerpool.engine.kernels import DecodePlan
+from samplerpool.engine.latent_attention import attend_to_latents, caches_latents
+
+IMPLEMENTATION = "samplerpool"
+"""The name under which transformers knows this attention."""
+
+_current = threading.local()
+
+
+@dataclass(slots=True)
+class Span:
+    """Tokens of one row in this step.
+
+    Args:
+        region: where the row's keys and values are.
+        start: position of the span's first token.
+        count: tokens in this step; 1 for a decode row.
+    """
+
+    region: Region
+    start: int
+    count: int
+
+    @property
+    def end(self) -> int:
+        """Keys of the row once this step's are written."""
+        return self.start + self.count
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """How far back a layer's tokens see: all, a sliding window, or their chunk of positions."""
+
+    window: int = 0
+    chunk: int = 0
+
+    def first(self, position: int) -> int:
+        """The first position that the token at ``position`` sees."""
+        if self.chunk:
+            return position - position % self.chunk
+        return max(0, position + 1 - self.window) if self.window else 0
+
+
+class Step:
+    """One packed forward pass: which tokens are whose. Decode rows come first, ordered by region.
+
+    Args:
+        arena: keys and values.
+        decodes: spans of one token.
+        chunks: spans of prefill.
+        compiled: use the compiled kernel for decode rows (CPU and float32 only).
+    """
+
+    def __init__(
+        self, arena: Arena, decodes: Sequence[Span], chunks: Sequence[Span], *, compiled: bool = False
+    ) -> None:
+        self.arena = arena
+        self.decodes = decodes
+        self.chunks = chunks
+        self.compiled = compiled
+        self.tokens = len(decodes) + sum(chunk.count for chunk in chunks)
+        self._write_index: dict[int, Tensor] = {}
+        self._runs: list[tuple[int, Region, list[Span]]] | None = None
+        self._biases: dict[tuple[int, Sight, torch.dtype], Tensor | None] = {}
+        self._kernel_plans: dict[int, DecodePlan] = {}
+
+    def positions(self) -> list[int]:
+        """The position of each token."""
+        return [
+            *(span.start for span in self.decodes),
+            *(position for span in self.chunks for position in range(span.start, span.end)),
+        ]
+
+    def write_index(self, kv_heads: int) -> Tensor:
+        """Vectors of the arena that this step's keys go to, int64, ordered by (token, head)."""
+        index = self._write_index.get(kv_heads)
+        if index is None:
+            bases, strides = [], []
+            for span in (*self.decodes, *self.chunks):
+                base = span.region.offset * kv_heads + span.start
+                bases += range(base, base + span.count)
+                strides += [span.region.capacity] * span.count
+            heads = torch.arange(kv_heads)
+            index = (torch.tensor(bases)[:, None] + heads * torch.tensor(strides)[:, None]).flatten()
+            self._write_index[kv_heads] = index = index.to(self.arena.device)
+        return index
+
+    def runs(self) -> list[tuple[int, Region, list[Span]]]:
+        """Decode rows in neighbouring regions of one capacity: (index of the first, its region, rows)."""
+        if self._runs is None:
+            self._runs = []
+            for index, span in enumerate(self.decodes):
+                if self._runs:
+                    _, first, spans = self._runs[-1]
+                    due = first.offset + len(spans) * first.capacity
+                    if span.region.capacity == first.capacity and span.region.offset == due:
+                        spans.append(span)
+                        continue
+                self._runs.append((index, span.region, [span]))
+        return self._runs
+
+    def bias(self, spans: Sequence[Span], sight: Sight, dtype: torch.dtype) -> Tensor | None:
+        """Additive mask of decode rows, shape [rows, 1, 1, keys], or None if all see all keys."""
+        key = (id(spans), sight, dtype)
+        if key not in self._biases:
+            length = max(span.end for span in spans)
+            ends = torch.tensor([span.end for span in spans])[:, None]
+            firsts = torch.tensor([sight.first(span.start) for span in spans])[:, None]
+            at = torch.arange(length)
+            hidden = (at >= ends) | (at < firsts)
+            bias = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
+            self._biases[key] = bias[:, None, None].to(self.arena.device) if bool(hidden.any()) else None
+        return self._biases[key]
+
+    def chunk_bias(self, chunk: Span, sight: Sight, dtype: torch.dtype) -> Tensor:
+        """Additive mask of a chunk, shape [tokens, keys]."""
+        key = (id(chunk), sight, dtype)
+        bias = self._biases.get(key)
+        if bias is None:
+            positions = torch.arange(chunk.start, chunk.end)[:, None]
+            firsts = torch.tensor([sight.first(position) for position in range(chunk.start, chunk.end)])[:, None]
+            at = torch.arange(chunk.end)
+            hidden = (at > positions) | (at < firsts)
+            bias = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf")).to(self.arena.device)
+            self._biases[key] = bias
+        return bias
+
+    def kernel_plan(self, chunk: int) -> DecodePlan:
+        """The kernel's view of the decode rows; where layers see chunks of positions, it begins at the chunk's."""
+        plan = self._kernel_plans.get(chunk)
+        if plan is None:
+            sight = Sight(chunk=chunk)
+            offsets = torch.tensor([span.region.offset for span in self.decodes])
+            capacities = torch.tensor([span.region.capacity for span in self.decodes])
+            firsts = torch.tensor([sight.first(span.start) for span in self.decodes])
+            ends = torch.tensor([span.end for span in self.decodes])
+            tables = [side.table(offsets, capacities, firsts) for side in (self.arena.key_side, self.arena.value_side)]
+            (keys, key_strides), (values, value_strides) = tables
+            plan = DecodePlan(ends - firsts, keys, values, key_strides, value_strides)
+            self._kernel_plans[chunk] = plan
+        return plan
+
+    def __enter__(self) -> Step:
+        _current.step = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _current.step = None
+
+
+class ArenaCache(Cache):
+    """What the model takes for its ``past_key_values``: writes this step's keys and values into the arena."""
+
+    def __init__(self, arena: Arena) -> None:
+        super().__init__(layers=[])
+        self._arena = arena
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write, and give back what came: attention reads from the arena."""
+        index = (_current.step.write_index(keys.shape[1]),)
+        for target, new in ((self._arena.keys[layer_idx], keys), (self._arena.values[layer_idx], values)):
+            target.index_put_(index, new[0].transpose(0, 1).reshape(-1, new.shape[-1]))  # index_copy_ is slow here
+        return keys, values
+
+    def get_seq_length(self, layer_idx: int | None = None) -> Any:
+        """Tokens before this step's. Models are given their positions and need it not, but for Llama 4.
+
+        Its layers ask by their number and add the answer to 0, 1, 2 ..., so they get what makes positions of that.
+        """
+        if layer_idx is None:
+            return 0
+        step: Step = _current.step
+        return torch.tensor(step.positions(), device=self._arena.device) - torch.arange(
+            step.tokens, device=self._arena.device
+        )
+
+
+def packed_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """The attention function that transformers' layers call.
+
+    Args:
+        query: shape [1, heads, N, key_dim]; ``key`` and ``value`` [1, kv_heads, N, dim] are in the arena already.
+
+    Returns:
+        Shape [1, N, heads, value_dim].
+    """
+    step: Step = _current.step
+    layer = module.layer_idx
+    shape = step.arena.shapes[layer]
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    sight = sight_of(module, sliding_window)
+    rows = query[0].transpose(0, 1)  # [N, heads, dim]
+    out = query.new_empty(1, step.tokens, query.shape[1], value.shape[-1])
+    if caches_latents(module):
+        attend_to_latents(step, module, sight, rows, out[0], scale)
+        return out, None
+    count = len(step.decodes)
+    if count:
+        if step.compiled:
+            step.kernel_plan(sight.chunk).run(
+                rows[:count],
+                out[0, :count],
+                kv_heads=shape.kv_heads,
+                scaling=scale,
+                layer=layer,
+                sliding_window=sight.window or None,
+                softcap=softcap,
+                sinks=s_aux,
+            )
+        else:
+            _decode(step, layer, sight, rows[:count], out[0], scale, softcap, s_aux)
+    for chunk in step.chunks:
+        tokens = rows[count : count + chunk.count]
+        _prefill(step, layer, sight, chunk, tokens, out[0, count : count + chunk.count], scale, softcap, s_aux)
+        count += chunk.count
+    return out, None
+
+
+def sight_of(module: Any, sliding_window: int | None) -> Sight:
+    """How far a layer sees. Llama 4 says it by the layer's kind, the others by an argument of each call."""
+    config = getattr(module, "config", None)
+    chunk = getattr(config, "attention_chunk_size", None)
+    kinds = getattr(config, "layer_types", None)
+    if chunk and kinds and kinds[module.layer_idx] == "chunked_attention":
+        return Sight(chunk=chunk)
+    return Sight(window=sliding_window or 0)
+
+
+def _decode(
+    step: Step,
+    layer: int,
+    sight: Sight,
+    query: Tensor,
+    out: Tensor,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> None:
+    """Decode rows in pure torch: one grouped matrix product for each run of neighbouring regions."""
+    heads = query.shape[1]
+    for index, first, spans in step.runs():
+        rows, length = len(spans), max(span.end for span in spans)
+        keys, values = step.arena.run_views(layer, first, rows, length)
+        grouped = query[index : index + rows].reshape(rows, keys.shape[1], heads // keys.shape[1], -1)
+        result = _attend(grouped * scale, keys, values, step.bias(spans, sight, query.dtype), softcap, sinks)
+        out[index : index + rows] = result.reshape(rows, heads, -1)
+
+
+def _prefill(
+    step: Step,
+    layer: int,
+    sight: Sight,
+    chunk: Span,
+    query: Tensor,
+    out: Tensor,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> None:
+    """One chunk: the query heads of a kv head are its rows, so keys are not repeated."""
+    first = sight.first(chunk.start)
+    keys, values = (view[:, first:] for view in step.arena.views(layer, chunk.region, chunk.end))
+    kv_heads, group = keys.shape[0], query.shape[1] // keys.shape[0]
+    grouped = query.reshape(chunk.count, kv_heads, group, -1).permute(1, 2, 0, 3)  # [kv, group, tokens, dim]
+    bias = step.chunk_bias(chunk, sight, query.dtype)[:, first:]
+    if softcap or sinks is not None:
+        flat = (grouped * scale).reshape(1, kv_heads, group * chunk.count, -1)
+        repeated = None if sinks is None else sinks.repeat_interleave(chunk.count)
+        result = _attend(flat, keys[None], values[None], bias.repeat(group, 1), softcap, repeated)
+        result = result.view(kv_heads, group, chunk.count, -1)
+    else:
+        result = functional.scaled_dot_product_attention(
+            grouped,
+            keys[:, None].expand(-1, group, -1, -1),
+            values[:, None].expand(-1, group, -1, -1),
+            attn_mask=bias,
+            scale=scale,
+        )
+    out.copy_(result.permute(2, 0, 1, 3).reshape(chunk.count, query.shape[1], -1))
+
+
+def _attend(
+    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, softcap: float | None, sinks: Tensor | None
+) -> Tensor:
+    """Attention by plain products.
+
+    Args:
+        query: scaled, shape [rows, kv_heads, queries, dim].
+        keys, values: shape [rows, kv_heads, keys, dim].
+        bias: additive mask that broadcasts to [rows, kv_heads, queries, keys].
+        sinks: one further logit a query head, shape [kv_heads * queries].
+    """
+    scores = torch.matmul(query, keys.transpose(-1, -2))
+    if softcap:
+        scores = torch.tanh(scores / softcap) * softcap
+    if bias is not None:
+        scores = scores + bias
+    if sinks is None:
+        return torch.matmul(torch.softmax(scores.float(), -1).to(values.dtype), values)
+    extra = sinks.view(1, scores.shape[1], scores.shape[2], 1).expand(scores.shape[0], -1, -1, -1)
+    weights = torch.softmax(torch.cat((scores, extra.to(scores.dtype)), -1).float(), -1)[..., :-1]
+    return torch.matmul(weights.to(values.dtype), values)
