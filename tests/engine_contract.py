@@ -13,8 +13,33 @@ import pytest
 from samplerpool.config.sampling import SamplingParams, resolve, sampling_params
 from samplerpool.engine.base import BATCH, INTERACTIVE, Engine, EngineRequest, RequestId
 from samplerpool.errors import PromptTooLong, SamplerPoolError, UnsupportedParameter
+from samplerpool.types import TokenLogprobs
 
 DEADLINE_S = 60.0
+
+SHAPING_HISTORY = [
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "no_repeat_ngram_size",
+    "bad_words",
+    "min_new_tokens",
+]
+SHAPING: dict[str, Any] = {
+    "repetition_penalty": 1.5,
+    "presence_penalty": 1.5,
+    "frequency_penalty": 1.5,
+    "no_repeat_ngram_size": 2,
+    "logit_bias": {3: 5.0},
+    "bad_words": [[5], [6, 7]],
+    "min_new_tokens": 5,
+    "typical_p": 0.9,
+    "min_p": 0.1,
+    "top_k": 5,
+    "top_p": 0.9,
+    "logprobs": 3,
+}
+"""Parameters that an engine may not have, each with a value that changes something."""
 
 
 @dataclass
@@ -24,6 +49,7 @@ class Answer:
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     error: SamplerPoolError | None = None
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
 
 
 def params(**values: Any) -> SamplingParams:
@@ -52,6 +78,7 @@ def drive(
             assert answer.finish_reason is None, "an output after the last one"
             assert output.token_ids or output.finish_reason, "an empty output"
             answer.token_ids += output.token_ids
+            answer.logprobs += output.logprobs or ()
             answer.finish_reason, answer.error = output.finish_reason, output.error
             assert (output.error is not None) == (output.finish_reason == "error")
         assert time.monotonic() < deadline, f"no end in sight; so far: {answers}"
@@ -170,10 +197,48 @@ class EngineContract(ABC):
         assert not engine.has_work()
 
     def test_a_parameter_that_cannot_be_honoured_is_refused(self, engine: Engine) -> None:
-        assert "logprobs" not in engine.supported
-        with pytest.raises(UnsupportedParameter) as caught:
-            engine.check(EngineRequest((0, 0), self.prompt("x", 5), params(logprobs=3)))
-        assert caught.value.data == {"parameter": "logprobs", "engine": engine.name}
+        for name, value in SHAPING.items():
+            request = EngineRequest((0, 0), self.prompt("x", 5), params(**{name: value}))
+            if name in engine.supported:
+                engine.check(request)
+                continue
+            with pytest.raises(UnsupportedParameter) as caught:
+                engine.check(request)
+            assert caught.value.data == {"parameter": name, "engine": engine.name}
+
+    def test_token_ids_that_the_model_does_not_have_are_refused(self, engine: Engine) -> None:
+        for name, value in (("logit_bias", {1 << 30: 1.0}), ("bad_words", [[1 << 30]])):
+            if name in engine.supported:
+                with pytest.raises(UnsupportedParameter, match=f"{name} names the token {1 << 30}"):
+                    engine.check(EngineRequest((0, 0), self.prompt("x", 5), params(**{name: value})))
+
+    # ---- parameters that look at earlier tokens -------------------------------------------------------------------
+
+    @pytest.mark.parametrize("name", SHAPING_HISTORY)
+    def test_a_continuation_remembers_what_came_before(self, engine: Engine, name: str) -> None:
+        if name not in engine.supported:
+            pytest.skip(f"the {engine.name} engine has no {name}")
+        prompt_ids, values = self.prompt("remembered", 24), {name: SHAPING[name], "max_new_tokens": 24}
+        whole = answer_of(engine, prompt_ids, **values).token_ids
+        assert answer_of(engine, prompt_ids, whole[:9], **values).token_ids == whole[9:]
+
+    def test_logprobs_are_one_entry_a_token_and_change_nothing(self, engine: Engine) -> None:
+        if "logprobs" not in engine.supported:
+            pytest.skip(f"the {engine.name} engine has no logprobs")
+        prompt_ids, values = self.sampled_prompt("scored", 12), {"max_new_tokens": 12, "temperature": 1.0, "seed": 3}
+        neighbour = EngineRequest((5, 1), self.prompt("neighbour", 12), params(max_new_tokens=12))
+        scored = EngineRequest((5, 0), prompt_ids, params(**values, logprobs=3))
+        answers = drive(engine, [scored, neighbour])
+        answer = answers[5, 0]
+        assert answer.token_ids == answer_of(engine, prompt_ids, **values).token_ids
+        assert [entry.token_id for entry in answer.logprobs] == answer.token_ids
+        for entry in answer.logprobs:
+            assert len({token_id for token_id, _ in entry.top}) == 3
+            assert [logprob for _, logprob in entry.top] == sorted((logprob for _, logprob in entry.top), reverse=True)
+            assert all(-9999.0 <= logprob <= 0 for logprob in (entry.logprob, *dict(entry.top).values()))
+        assert answers[5, 1].logprobs == []
+        rest = answer_of(engine, prompt_ids, answer.token_ids[:5], **values, logprobs=3)
+        assert [entry.token_id for entry in rest.logprobs] == answer.token_ids[5:]
 
     # ---- aborts ---------------------------------------------------------------------------------------------------
 

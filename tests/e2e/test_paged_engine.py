@@ -34,7 +34,7 @@ def model_engine() -> ModelEngine:
 @pytest.fixture
 def engine(model_engine: ModelEngine) -> Iterator[Engine]:
     engine = build_engine(
-        EngineConfig(engine="auto", max_batch=8, max_model_len=1024), model_engine.model, model_engine.renderer
+        EngineConfig(engine="paged", max_batch=8, max_model_len=1024), model_engine.model, model_engine.renderer
     )
     yield engine
     engine.close()

@@ -18,7 +18,7 @@ from samplerpool.config.arguments import EngineConfig  # noqa: E402
 from samplerpool.engine.base import Engine, EngineRequest  # noqa: E402
 from samplerpool.engine.factory import build_engine  # noqa: E402
 from samplerpool.engine.paged import PagedEngine  # noqa: E402
-from samplerpool.engine.paged_probe import plain_answers, probe  # noqa: E402
+from samplerpool.engine.probe import plain_answers, probe  # noqa: E402
 from samplerpool.errors import EngineError, InvalidParameter, StartFailed  # noqa: E402
 from tests.engine_contract import Answer, EngineContract, answer_of, drive, params  # noqa: E402
 
@@ -88,16 +88,34 @@ class TestPagedEngine(EngineContract):
         answers = drive(engine, requests)
         assert [answers[0, i].token_ids for i in range(6)] == [generated(p, 40) for p in prompts]
 
-    def test_a_repetition_penalty_is_that_of_generate(self, engine: Engine) -> None:
-        prompts = [prompt_of(f"penalty {i}") for i in range(3)]
-        penalties = (1.0, 1.5, 3.0)
+    def test_what_looks_at_earlier_tokens_is_that_of_generate(self, engine: Engine) -> None:
+        words = [[5], [6, 7], generated(prompt_of("shaped 3"), 3)]
+        shapes: list[tuple[dict[str, Any], dict[str, Any]]] = [
+            ({}, {}),
+            ({"repetition_penalty": 1.5}, {"repetition_penalty": 1.5}),
+            ({"no_repeat_ngram_size": 2}, {"no_repeat_ngram_size": 2}),
+            ({"bad_words": words}, {"bad_words_ids": words}),
+            ({"logit_bias": {9: 4.0}}, {"sequence_bias": {(9,): 4.0}}),
+            ({"repetition_penalty": 3.0, "no_repeat_ngram_size": 3},) * 2,
+        ]
+        prompts = [prompt_of(f"shaped {i}") for i in range(len(shapes))]
         requests = [
-            EngineRequest((0, i), p, params(max_new_tokens=40, repetition_penalty=r))
-            for i, (p, r) in enumerate(zip(prompts, penalties, strict=True))
+            EngineRequest((0, i), p, params(max_new_tokens=40, **ours))
+            for i, (p, (ours, _)) in enumerate(zip(prompts, shapes, strict=True))
         ]
         answers = drive(engine, requests)
-        for i, (prompt_ids, penalty) in enumerate(zip(prompts, penalties, strict=True)):
-            assert answers[0, i].token_ids == generated(prompt_ids, 40, repetition_penalty=penalty)
+        for i, (prompt_ids, (_, theirs)) in enumerate(zip(prompts, shapes, strict=True)):
+            assert answers[0, i].token_ids == generated(prompt_ids, 40, **theirs)
+
+    def test_logprobs_are_those_of_the_model(self, engine: Engine) -> None:
+        prompt_ids = prompt_of("scored")
+        answer = answer_of(engine, prompt_ids, max_new_tokens=10, logprobs=4, repetition_penalty=2.0)
+        whole = torch.tensor([[*prompt_ids, *answer.token_ids]])
+        with torch.inference_mode():
+            expected = tiny_model()(whole).logits[0, len(prompt_ids) - 1 : -1].log_softmax(-1)
+        for entry, row in zip(answer.logprobs, expected, strict=True):
+            assert entry.logprob == pytest.approx(row[entry.token_id].item(), abs=1e-3)
+            assert [logprob for _, logprob in entry.top] == pytest.approx(row.topk(4).values.tolist(), abs=1e-3)
 
     def test_neighbours_with_other_settings_change_nothing(self, engine: Engine) -> None:
         mixed = [
@@ -222,8 +240,8 @@ class _Renderer:
     codec: Any = SimpleNamespace(eos_token_ids=frozenset({2}))
 
 
-def test_auto_builds_the_paged_engine_for_a_model() -> None:
-    engine = build_engine(EngineConfig(engine="auto", max_batch=2), tiny_model(), _Renderer())  # type: ignore[arg-type]
+def test_the_factory_builds_it_by_name() -> None:
+    engine = build_engine(EngineConfig(engine="paged", max_batch=2), tiny_model(), _Renderer())  # type: ignore[arg-type]
     try:
         assert (engine.name, engine.max_model_len) == ("paged", 512)
         assert len(answer_of(engine, prompt_of("built"), max_new_tokens=7).token_ids) == 7

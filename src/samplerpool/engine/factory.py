@@ -1,22 +1,86 @@
-"""Which engine a worker runs. Light to import: an engine's module is imported when it is built."""
+"""Which engine a worker runs. Light to import: an engine's module is imported when it is built.
+
+``auto`` takes the best one that computes what the model computes: on CUDA the paged engine; else, or where that cannot
+run the model, the dense one; for models that cannot be batched the sequential one, with a warning. Flags say which
+engine is tried, and a probe whether its answers are right (``engine/probe.py``).
+"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from samplerpool.config.arguments import ENGINES, EngineConfig
-from samplerpool.engine.base import Engine, PromptRenderer
+from samplerpool.engine.base import Engine, EngineRequest, EngineStats, PromptRenderer, RequestId, StepOutput
 from samplerpool.errors import InvalidParameter, StartFailed
 
+log = logging.getLogger(__name__)
 
-def build_engine(config: EngineConfig, model: Any = None, renderer: PromptRenderer | None = None) -> Engine:
+Progress = Callable[[str], None]
+
+
+class Picked:
+    """An engine, and why it was picked: ``stats().details["picked"]``, which ``status`` shows.
+
+    Args:
+        engine: does all the work.
+        reason: a short sentence for people.
+    """
+
+    def __init__(self, engine: Engine, reason: str) -> None:
+        self.engine = engine
+        self.reason = reason
+        self.name = engine.name
+        self.max_model_len = engine.max_model_len
+        self.max_batch = engine.max_batch
+        self.supported = engine.supported
+
+    def check(self, request: EngineRequest) -> None:
+        """As the engine does."""
+        self.engine.check(request)
+
+    def add(self, request: EngineRequest) -> None:
+        """As the engine does."""
+        self.engine.add(request)
+
+    def step(self) -> list[StepOutput]:
+        """As the engine does."""
+        return self.engine.step()
+
+    def abort(self, request_id: RequestId) -> None:
+        """As the engine does."""
+        self.engine.abort(request_id)
+
+    def has_work(self) -> bool:
+        """As the engine does."""
+        return self.engine.has_work()
+
+    def stats(self) -> EngineStats:
+        """The engine's figures, and the reason."""
+        stats = self.engine.stats()
+        return replace(stats, details={"picked": self.reason, **stats.details})
+
+    def close(self) -> None:
+        """As the engine does."""
+        self.engine.close()
+
+
+def build_engine(
+    config: EngineConfig,
+    model: Any = None,
+    renderer: PromptRenderer | None = None,
+    on_progress: Progress | None = None,
+) -> Engine:
     """The engine that ``config`` asks for, ready to take requests.
 
     Args:
         config: ``engine`` is a name, or ``auto`` for the best one for the model.
         model: a causal language model of transformers on its device, and
         renderer: whose codec knows its end-of-sequence tokens; the scripted engine needs neither.
+        on_progress: gets warnings for whoever starts the worker, a line each; they are logged as well.
 
     Raises:
         InvalidParameter: no such engine, an option it does not have, or a length that the model cannot take.
@@ -30,7 +94,120 @@ def build_engine(config: EngineConfig, model: Any = None, renderer: PromptRender
         return ScriptedEngine(config)
     if model is None or renderer is None:
         raise InvalidParameter(f"The engine {config.engine!r} needs a model; only the scripted one runs without.")
-    return _paged(config, model, renderer.codec.eos_token_ids)
+    choice = _Choice(config, model, renderer.codec.eos_token_ids, on_progress or (lambda _: None))
+    return choice.automatic() if config.engine == "auto" else choice.asked_for(config.engine)
+
+
+class _Choice:
+    """One model, and the engines that may run it."""
+
+    def __init__(self, config: EngineConfig, model: Any, eos_token_ids: frozenset[int], progress: Progress) -> None:
+        from samplerpool.engine.probe import plain_answers
+
+        self._config = config
+        self._model = model
+        self._eos_token_ids = eos_token_ids
+        self._progress = progress
+        self._length = model_length(config, model)
+        self._attention = getattr(model.config, "_attn_implementation", None)
+        self._expected = plain_answers(model)
+
+    def asked_for(self, name: str) -> Engine:
+        """The engine of this name, or the reason why it cannot be."""
+        if name == "sequential":
+            return self._sequential("it was asked for")
+        if name == "dense":
+            return self._dense(self._length, "it was asked for")
+        return self._try("paged", self._length, "it was asked for")
+
+    def automatic(self) -> Engine:
+        """The best engine that computes what the model computes."""
+        from samplerpool.engine.probe import choose_method
+
+        method = choose_method(self._model, self._length)
+        length = self._length
+        if method.name == "sequential" and method.longest is not None and self._config.max_model_len is None:
+            length = method.longest
+            self._warn(
+                f"requests are limited to {length:,} tokens, where {method.reason}; with --max-model-len "
+                f"{self._length} longer ones are taken, but all are computed one after the other"
+            )
+            method = choose_method(self._model, length)
+        if method.name == "sequential":
+            return self._sequential(method.reason)
+        failures = ""
+        for name in ("paged", "dense") if self._model.device.type == "cuda" else ("dense",):
+            try:
+                return self._try(name, length, f"{method.reason}{failures}")
+            except StartFailed as error:
+                if "reason" not in error.data:  # no memory for its cache, say: another engine would not have it either
+                    raise
+                failures += f"; the {name} engine cannot run it: {error.data['reason']}"
+        return self._sequential(failures.removeprefix("; "))
+
+    def _dense(self, length: int, reason: str) -> Engine:
+        from samplerpool.engine.probe import choose_method
+
+        method = choose_method(self._model, length)
+        if method.name == "sequential":
+            raise StartFailed(
+                f"The dense engine cannot run a {type(self._model).__name__}: {method.reason}. "
+                "Use --engine sequential, or auto.",
+                reason=method.reason,
+            )
+        return self._try("dense", length, reason)
+
+    def _try(self, name: str, length: int, reason: str) -> Engine:
+        """Build an engine and probe it; the model is as before if that fails.
+
+        Raises:
+            StartFailed: with ``reason`` if the engine cannot run this model.
+        """
+        from samplerpool.engine.probe import probe
+
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(self._restore_attention)
+            engine = self._built(name, length)
+            on_failure.callback(engine.close)
+            probe(engine, self._expected, compare=name != "sequential")
+            if self._config.max_model_len is not None and engine.max_model_len < length:
+                raise StartFailed(
+                    f"The key-value cache holds {engine.max_model_len:,} tokens, fewer than max_model_len={length:,}; "
+                    "ask for less, or give the cache more room with --engine-option cache_gib=N."
+                )
+            on_failure.pop_all()
+        log.info("picked the %s engine: %s", name, reason)
+        return Picked(engine, reason)
+
+    def _built(self, name: str, length: int) -> Engine:
+        arguments: dict[str, Any] = {"eos_token_ids": self._eos_token_ids, "max_model_len": length}
+        if name == "dense":
+            from samplerpool.engine.dense import DenseEngine
+
+            return DenseEngine(self._model, self._config, **arguments)
+        if name == "sequential":
+            from samplerpool.engine.sequential import SequentialEngine
+
+            return SequentialEngine(self._model, self._config, **arguments)
+        from samplerpool.engine.paged import PagedEngine
+
+        return PagedEngine(self._model, self._config, **arguments)
+
+    def _sequential(self, reason: str) -> Engine:
+        if self._config.engine == "auto":
+            self._warn(f"requests are computed one after the other, which is slow, because {reason}")
+            if self._config.options:
+                self._warn(f"the sequential engine has no options; ignored: {', '.join(sorted(self._config.options))}")
+                self._config = replace(self._config, options={})
+        return self._try("sequential", self._length, reason)
+
+    def _restore_attention(self) -> None:
+        if getattr(self._model.config, "_attn_implementation", None) != self._attention:
+            self._model.set_attn_implementation(self._attention)
+
+    def _warn(self, text: str) -> None:
+        log.warning("%s", text)
+        self._progress(f"warning: {text}")
 
 
 def model_length(config: EngineConfig, model: Any) -> int:
@@ -39,33 +216,18 @@ def model_length(config: EngineConfig, model: Any) -> int:
     Raises:
         InvalidParameter: more was asked for than the model can take.
     """
+    from samplerpool.engine.probe import dynamic_rope_factor
     from samplerpool.model.model_engine import max_model_len
 
     if config.max_model_len is None:
         return max_model_len(model.config, tokenizer=None)
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    text_config = model.config.get_text_config()
+    limit = getattr(text_config, "max_position_embeddings", None)
+    if limit is not None:
+        limit = int(limit * dynamic_rope_factor(text_config))
     if limit is not None and config.max_model_len > limit:
         raise InvalidParameter(
             f"max_model_len={config.max_model_len:,} is more than the model's {limit:,} positions; "
             "ask for less, or leave it out."
         )
     return config.max_model_len
-
-
-def _paged(config: EngineConfig, model: Any, eos_token_ids: frozenset[int]) -> Engine:
-    from samplerpool.engine.paged import PagedEngine
-    from samplerpool.engine.paged_probe import plain_answers, probe
-
-    length = model_length(config, model)
-    expected = plain_answers(model)
-    engine = PagedEngine(model, config, eos_token_ids=eos_token_ids, max_model_len=length)
-    with contextlib.ExitStack() as on_failure:
-        on_failure.callback(engine.close)
-        probe(engine, expected)
-        if config.max_model_len is not None and engine.max_model_len < length:
-            raise StartFailed(
-                f"The key-value cache holds {engine.max_model_len:,} tokens, fewer than max_model_len={length:,}; "
-                "ask for less, or give the cache more room with --engine-option cache_gib=N."
-            )
-        on_failure.pop_all()
-    return engine

@@ -26,10 +26,25 @@ from samplerpool.engine.base import (
 )
 from samplerpool.engine.paged_manager import Manager
 from samplerpool.engine.paged_processors import SETTINGS_KEY, RequestSettings
+from samplerpool.engine.row_sampler import RowSampler
 from samplerpool.errors import EngineError
-from samplerpool.types import FinishReason
+from samplerpool.types import FinishReason, TokenLogprobs
 
 STEP_TIMEOUT_S = 0.05
+ONLY_ON_HOST = frozenset(
+    {
+        "typical_p",
+        "repetition_penalty",
+        "presence_penalty",
+        "frequency_penalty",
+        "no_repeat_ngram_size",
+        "logit_bias",
+        "bad_words",
+        "min_new_tokens",
+        "logprobs",
+    }
+)
+"""Parameters that need earlier tokens, or more of a request than six numbers, inside of a step."""
 
 
 class _Live:
@@ -39,7 +54,7 @@ class _Live:
     earlier one are known for what they are. ``token_ids`` are all generated so far, ``base`` of them before this stay.
     """
 
-    __slots__ = ("base", "end_ids", "key", "limit", "request", "token_ids")
+    __slots__ = ("base", "end_ids", "key", "limit", "request", "settings", "token_ids")
 
     def __init__(self, request: EngineRequest, eos_token_ids: frozenset[int], max_model_len: int) -> None:
         params = request.params
@@ -47,6 +62,7 @@ class _Live:
         self.token_ids = list(request.generated_ids)
         self.base = 0
         self.key = ""
+        self.settings: RequestSettings | None = None
         self.limit = min(params.max_new_tokens or 0, max_model_len - len(request.prompt_ids))
         self.end_ids = frozenset(params.stop_token_ids or ()) | (frozenset() if params.ignore_eos else eos_token_ids)
 
@@ -55,6 +71,13 @@ class _Live:
         if self.token_ids and self.token_ids[-1] in self.end_ids:
             return "stop"
         return "length" if len(self.token_ids) >= self.limit else None
+
+    def take_logprobs(self, count: int) -> list[TokenLogprobs] | None:
+        """Those of the last ``count`` tokens, where they are asked for."""
+        if self.settings is None or self.request.params.logprobs is None:
+            return None
+        end = len(self.token_ids)
+        return [self.settings.logprobs.pop(position) for position in range(end - count, end)]
 
 
 class PagedEngine:
@@ -75,12 +98,14 @@ class PagedEngine:
     name = "paged"
 
     def __init__(self, model: Any, config: EngineConfig, *, eos_token_ids: frozenset[int], max_model_len: int) -> None:
-        self._manager = Manager(model, config, max_model_len)
+        vocab_size = model.config.get_text_config().vocab_size
+        self._sampler = RowSampler(vocab_size, eos_token_ids, model.device)
+        on_host = model.device.type == "cpu"
+        self._manager = Manager(model, config, max_model_len, self._sampler if on_host else None)
         self.max_batch = config.max_batch
         self._eos_token_ids = eos_token_ids
         self.max_model_len = min(max_model_len, self._manager.longest_request)
-        unsupported = {"logprobs"} if self._manager.on_host else {"logprobs", "repetition_penalty"}
-        self.supported = frozenset(PARAMS) - unsupported
+        self.supported = frozenset(PARAMS) - (frozenset() if on_host else ONLY_ON_HOST)
         self._keys = map("r{}".format, itertools.count())
         self._live: dict[RequestId, _Live] = {}
         self._running: dict[str, _Live] = {}
@@ -90,6 +115,7 @@ class PagedEngine:
     def check(self, request: EngineRequest) -> None:
         """Refuse what cannot be done."""
         check_supported(self, request.params)
+        self._sampler.check(request.params)
         check_length(self, request)
 
     def add(self, request: EngineRequest) -> None:
@@ -130,7 +156,7 @@ class PagedEngine:
             if reason is not None:
                 self._forget(live)
             if new or reason:
-                yield StepOutput(live.request.request_id, new, reason)
+                yield StepOutput(live.request.request_id, new, reason, logprobs=live.take_logprobs(len(new)))
 
     def _failed(self, live: _Live, message: str) -> StepOutput:
         """One request that the library refused; if instead its thread died with all of them, that is raised."""
@@ -159,13 +185,13 @@ class PagedEngine:
         request = live.request
         live.key, live.base = next(self._keys), len(live.token_ids)
         self._running[live.key] = live
-        settings = RequestSettings(request.params, len(request.prompt_ids))
+        live.settings = RequestSettings.of(request.params, len(request.prompt_ids))
         self._manager.submit(
             live.key,
             [*request.prompt_ids, *live.token_ids],
             live.limit - live.base,
             sorted(live.end_ids),
-            **{SETTINGS_KEY: settings},
+            **{SETTINGS_KEY: live.settings},
         )
 
     def _put_back(self, live: _Live) -> None:

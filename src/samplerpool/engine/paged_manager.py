@@ -20,6 +20,7 @@ from transformers.generation.continuous_batching.utils import find_head_dim, fin
 
 from samplerpool.config.arguments import EngineConfig
 from samplerpool.engine.paged_processors import BatchSampler
+from samplerpool.engine.row_sampler import RowSampler
 from samplerpool.errors import InvalidParameter, SamplerPoolError, StartFailed
 
 GIB = 2**30
@@ -135,15 +136,16 @@ class Manager:
     Args:
         model: a causal language model of transformers, in place on its device.
         config, max_model_len: as for ``batching_config``.
+        row_sampler: draws the tokens where the model runs on the CPU; None on a device.
 
     Raises:
         StartFailed: the model cannot be batched this way, or its cache does not fit.
         InvalidParameter: an option that does not exist, or with a value that it cannot take.
     """
 
-    def __init__(self, model: Any, config: EngineConfig, max_model_len: int) -> None:
-        self.on_host = model.device.type == "cpu"
+    def __init__(self, model: Any, config: EngineConfig, max_model_len: int, row_sampler: RowSampler | None) -> None:
         self.router = StepRouter()
+        self._row_sampler = row_sampler
         try:
             self._manager = self._build(model, config, max_model_len)
         except SamplerPoolError:
@@ -164,7 +166,7 @@ class Manager:
             generation_config=GenerationConfig(do_sample=False, eos_token_id=-1),
             continuous_batching_config=batching_config(model, config, max_model_len),
         )
-        manager.logit_processor = BatchSampler(on_host=self.on_host)
+        manager.logit_processor = BatchSampler(self._row_sampler)
         manager.output_router = self.router
         manager.warmup()  # builds the cache here and now, so that what is wrong shows here and not on a thread
         if manager.batch_processor is None:

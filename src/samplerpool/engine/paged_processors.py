@@ -1,9 +1,12 @@
 """Our sampling inside transformers' continuous batching.
 
 The library calls one object before each step, on the host, with all requests of the batch, and after each forward
-pass, on the device (maybe inside a CUDA graph), with their logits. ``BatchSampler`` is that object: its first call
-writes every request's parameters into the library's own input tensor, its second draws the tokens. It leaves the drawn
-token of each row with the largest score, which the library's argmax then takes.
+pass, on the device (maybe inside a CUDA graph), with their logits. ``BatchSampler`` is that object. Its second call
+leaves the drawn token of each row with the largest score, which the library's argmax then takes.
+
+On the CPU the library goes step by step, so that the host knows all earlier tokens before each step: there the row
+sampler draws, with every parameter. On a device the parameters have to travel in the library's own input tensor, six
+numbers a request, and nothing may depend on earlier tokens.
 
 This is not a public interface of transformers; the engine contract tests tell when it moves.
 """
@@ -11,7 +14,7 @@ This is not a public interface of transformers; the engine contract tests tell w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,8 +22,10 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 
-from samplerpool.config.sampling import SamplingParams
-from samplerpool.engine.sampling import SamplingRows, draw, draw_grouped
+from samplerpool.config.sampling import SamplingParams, resolve
+from samplerpool.engine.row_sampler import RowSampler, SamplingRow
+from samplerpool.engine.sampling import SamplingRows, draw
+from samplerpool.types import TokenLogprobs
 
 SETTINGS_KEY = "settings"
 """Keyword of the manager's ``add_request`` under which a request's settings travel."""
@@ -36,13 +41,22 @@ class RequestSettings:
     Args:
         params: resolved parameters.
         prompt_tokens: length of the original prompt; what follows it in the sequence counts as generated.
+        row: the request as the row sampler sees it; the library's thread alone touches it.
+        logprobs: by position, where the request asks for them; written before the token itself is handed out.
     """
 
     params: SamplingParams
     prompt_tokens: int
+    row: SamplingRow
+    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, params: SamplingParams, prompt_tokens: int) -> RequestSettings:
+        """Of a request whose tokens are not known yet; the library tells them step by step."""
+        return cls(params, prompt_tokens, SamplingRow(params, [], prompt_tokens))
 
 
-_GREEDY = RequestSettings(SamplingParams(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0), 0)
+_GREEDY = RequestSettings.of(resolve(SamplingParams(temperature=0.0, seed=0)), 0)
 """For the library's own warm-up requests."""
 
 
@@ -50,16 +64,15 @@ class BatchSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[misc]
     """Draws the next token of every request in a batch, each by its own parameters.
 
     Args:
-        on_host: the model runs on the CPU, step by step: then each row costs only what it needs, and repetition
-            penalties can be had, since the host knows all earlier tokens before each step.
+        row_sampler: where the model runs on the CPU, step by step; None on a device.
     """
 
-    def __init__(self, *, on_host: bool) -> None:
+    def __init__(self, row_sampler: RowSampler | None) -> None:
         super().__init__(LogitsProcessorList())
         self.tensors_required = _LINES
         self.do_processing = True
-        self._on_host = on_host
-        self._penalties: list[tuple[int, Tensor, float]] = []
+        self._row_sampler = row_sampler
+        self._settings: list[RequestSettings] = []
 
     def check_kwargs(self, kwargs: dict[str, Any]) -> None:
         """Settings are checked before they get here."""
@@ -74,15 +87,16 @@ class BatchSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[misc]
         if not states:
             return arg_storage
         settings = [state.logit_processor_kwargs.get(SETTINGS_KEY, _GREEDY) for state in states]
+        if self._row_sampler is not None:
+            for state, s in zip(states, settings, strict=True):
+                known = s.row.tokens
+                known += (state.initial_tokens + state.generated_tokens)[len(known) :]
+            self._settings = settings
+            return arg_storage
         # The library has counted the tokens of this step already: the offset is the index of the token to be drawn,
         # also for a request that it took off the batch and started over with its tokens in the prompt.
         positions = [state.position_offset - s.prompt_tokens for state, s in zip(states, settings, strict=True)]
         arg_storage[:, : len(states)] = _encode(settings, positions).to(arg_storage.device)
-        self._penalties = [
-            (row, torch.tensor(state.initial_tokens + state.generated_tokens), s.params.repetition_penalty)
-            for row, (state, s) in enumerate(zip(states, settings, strict=True))
-            if s.params.repetition_penalty != 1.0
-        ]
         return arg_storage
 
     def __call__(self, input_ids: Tensor, scores: Tensor, logits_processor_args: Tensor) -> Tensor:
@@ -92,20 +106,21 @@ class BatchSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[misc]
             scores: float32 logits, shape [rows, vocabulary]; rows beyond the written ones hold nothing of interest.
             logits_processor_args: int32, shape [6, rows].
         """
-        rows = _decode(logits_processor_args)
-        if self._on_host:
-            for row, token_ids, penalty in self._penalties:
-                _penalize(scores[row], token_ids, penalty)
-            tokens = draw_grouped(scores, rows)
-        else:
-            tokens = draw(scores, rows)
-        return scores.scatter_(1, tokens.unsqueeze(-1), float("inf"))
+        if self._row_sampler is None:
+            tokens = draw(scores, _decode(logits_processor_args))
+            return scores.scatter_(1, tokens.unsqueeze(-1), float("inf"))
+        settings, self._settings = self._settings, []
+        if settings:
+            self._draw_on_host(self._row_sampler, scores[: len(settings)], settings)
+        return scores
 
-
-def _penalize(scores: Tensor, token_ids: Tensor, penalty: float) -> None:
-    """Keskar et al. 2019 (CTRL), as transformers does it; in place. A token that occurs twice is penalized once."""
-    seen = scores[token_ids]
-    scores[token_ids] = torch.where(seen < 0, seen * penalty, seen / penalty)
+    @staticmethod
+    def _draw_on_host(sampler: RowSampler, scores: Tensor, settings: Sequence[RequestSettings]) -> None:
+        sampled = sampler.sample(scores, [s.row for s in settings])
+        for s, entry in zip(settings, sampled.logprobs or (), strict=False):
+            if entry is not None:
+                s.logprobs[s.row.position] = entry
+        scores.scatter_(1, torch.tensor(sampled.token_ids).unsqueeze(-1), float("inf"))
 
 
 def _encode(settings: Sequence[RequestSettings], positions: Sequence[int]) -> Tensor:
@@ -119,4 +134,4 @@ def _encode(settings: Sequence[RequestSettings], positions: Sequence[int]) -> Te
 def _decode(lines: Tensor) -> SamplingRows:
     temperature, top_p, min_p = lines[:3].view(torch.float32)
     key = lines[4:6].T.contiguous().view(torch.int64).squeeze(-1)
-    return SamplingRows(temperature, lines[3].to(torch.int64), top_p, min_p, key)
+    return SamplingRows(temperature, lines[3].to(torch.int64), top_p, min_p, torch.ones_like(top_p), key)

@@ -14,7 +14,9 @@ split over tokens as with real vocabularies; 256 ends the sequence. The last use
 ``[[hang:N]]``         the step never returns after N tokens
 =====================  =================================================================================
 
-Anything else is echoed. Options of the engine: ``step_s`` (duration of a step), ``load_s`` (time to become ready),
+Anything else is echoed. Log-probabilities are made up: token id i has -(i + 1) / 100.
+
+Options of the engine: ``step_s`` (duration of a step), ``load_s`` (time to become ready),
 ``tokens`` (length of every answer without a directive), ``fail_at_start`` (never becomes ready).
 """
 
@@ -40,12 +42,24 @@ from samplerpool.engine.base import (
     check_supported,
 )
 from samplerpool.errors import EngineError, InvalidParameter, RenderError, StartFailed
-from samplerpool.types import MEDIA_TYPES, Message
+from samplerpool.types import MEDIA_TYPES, Message, TokenLogprobs
 
 END_OF_SEQUENCE = 256
 DEFAULT_MODEL_LEN = 32768
 CRASH_EXIT_CODE = 70
 MAX_STEP_WAIT_S = 0.02
+UNSUPPORTED = frozenset(
+    {
+        "repetition_penalty",
+        "presence_penalty",
+        "frequency_penalty",
+        "no_repeat_ngram_size",
+        "logit_bias",
+        "bad_words",
+        "min_new_tokens",
+    }
+)
+"""Parameters that would change what the script says."""
 _FILLER = b"The quick brown fox jumps over the lazy dog. "
 _DIRECTIVE = re.compile(r"\[\[(\w+)(?::(.*?))?\]\]", re.DOTALL)
 _OPTIONS = {"step_s": 0.0, "load_s": 0.0, "tokens": 0, "fail_at_start": False}
@@ -55,6 +69,10 @@ class ByteCodec:
     """Bytes as tokens."""
 
     eos_token_ids = frozenset({END_OF_SEQUENCE})
+
+    def encode(self, text: str) -> list[int]:
+        """The bytes of a text."""
+        return list(text.encode("utf-8", "replace"))
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The text of these bytes; the end of the sequence shows as ``<eos>`` where special tokens are asked for."""
@@ -172,7 +190,7 @@ class ScriptedEngine:
     """
 
     name = "scripted"
-    supported = frozenset(PARAMS) - {"repetition_penalty", "logprobs"}
+    supported = frozenset(PARAMS) - UNSUPPORTED
 
     def __init__(self, config: EngineConfig) -> None:
         unknown = sorted(set(config.options) - set(_OPTIONS))
@@ -189,6 +207,7 @@ class ScriptedEngine:
         self._step_s = float(options["step_s"])
         self._default_tokens = int(options["tokens"])
         self._running: dict[RequestId, _Running] = {}
+        self._asking: dict[RequestId, int] = {}
         self._queues: tuple[dict[RequestId, EngineRequest], dict[RequestId, EngineRequest]] = ({}, {})
 
     def check(self, request: EngineRequest) -> None:
@@ -204,6 +223,8 @@ class ScriptedEngine:
     def add(self, request: EngineRequest) -> None:
         """Queue a request; interactive ones are admitted first."""
         self._queues[request.priority != INTERACTIVE][request.request_id] = request
+        if request.params.logprobs is not None:
+            self._asking[request.request_id] = request.params.logprobs
 
     def _admit(self) -> None:
         for queue in self._queues:
@@ -227,7 +248,19 @@ class ScriptedEngine:
         if not outputs and self._running:
             wait_s = min(r.next_at for r in self._running.values()) - now
             time.sleep(min(max(wait_s, 0.0), MAX_STEP_WAIT_S))
+        if self._asking:
+            self._add_logprobs(outputs)
         return outputs
+
+    def _add_logprobs(self, outputs: Sequence[StepOutput]) -> None:
+        for output in outputs:
+            count = self._asking.get(output.request_id)
+            if count is None:
+                continue
+            top = [(token_id, -(token_id + 1) / 100) for token_id in range(count)]
+            output.logprobs = [TokenLogprobs(token_id, -(token_id + 1) / 100, top) for token_id in output.token_ids]
+            if output.finish_reason is not None:
+                del self._asking[output.request_id]
 
     def _advance(self, running: _Running) -> StepOutput:
         request = running.request
@@ -260,7 +293,7 @@ class ScriptedEngine:
 
     def abort(self, request_id: RequestId) -> None:
         """Forget a request."""
-        for table in (self._running, *self._queues):
+        for table in (self._running, self._asking, *self._queues):
             table.pop(request_id, None)
 
     def has_work(self) -> bool:
@@ -273,5 +306,5 @@ class ScriptedEngine:
 
     def close(self) -> None:
         """Drop everything."""
-        for table in (self._running, *self._queues):
+        for table in (self._running, self._asking, *self._queues):
             table.clear()

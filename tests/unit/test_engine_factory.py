@@ -1,0 +1,155 @@
+"""Which engine is picked for which model, and what is said about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+pytest.register_assert_rewrite("tests.engine_contract", "tests.model_zoo")
+
+from samplerpool.config.arguments import EngineConfig  # noqa: E402
+from samplerpool.engine import dense, dense_attention  # noqa: E402
+from samplerpool.engine.base import Engine, EngineRequest  # noqa: E402
+from samplerpool.engine.factory import build_engine  # noqa: E402
+from samplerpool.engine.probe import choose_method, plain_answers, why_answers_differ  # noqa: E402
+from samplerpool.errors import InvalidParameter, StartFailed  # noqa: E402
+from tests.engine_contract import drive, params  # noqa: E402
+from tests.model_zoo import ZOO, build, prompt_of, reference_greedy  # noqa: E402
+
+RENDERER: Any = SimpleNamespace(codec=SimpleNamespace(eos_token_ids=frozenset({2})))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Models this small are slower on several."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def warnings() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def pick(warnings: list[str]) -> Iterator[Any]:
+    """Builds an engine for a model of the zoo and closes it in the end."""
+    engines: list[Engine] = []
+
+    def build_for(name: str, engine: str = "auto", max_model_len: int | None = None, a_model: Any = None) -> Engine:
+        options = {} if "sequential" in (engine, ZOO[name].method) else {"cache_gib": 0.05}
+        config = EngineConfig(engine=engine, max_batch=4, max_model_len=max_model_len, options=options)
+        engines.append(build_engine(config, a_model or build(name), RENDERER, warnings.append))
+        return engines[-1]
+
+    yield build_for
+    for engine in engines:
+        engine.close()
+
+
+def answer(engine: Engine, length: int = 9, tokens: int = 6) -> list[int]:
+    request = EngineRequest((0, 0), tuple(prompt_of(length)), params(max_new_tokens=tokens))
+    return drive(engine, [request])[0, 0].token_ids
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_flags_choose_the_method(name: str) -> None:
+    method = choose_method(build(name), max_model_len=64)
+    assert method.name == ZOO[name].method, method.reason
+
+
+def test_auto_picks_the_dense_engine_on_cpu_and_says_why(pick: Any, warnings: list[str]) -> None:
+    engine = pick("qwen3")
+    assert engine.name == "dense"
+    assert "attention interface" in engine.stats().details["picked"]
+    assert warnings == []
+    assert answer(engine) == reference_greedy(build("qwen3"), prompt_of(9), 6).token_ids
+
+
+@pytest.mark.parametrize(("name", "why"), [("mamba", "carries a state"), ("bloom", "attention interface")])
+def test_auto_warns_of_models_that_cannot_be_batched(pick: Any, warnings: list[str], name: str, why: str) -> None:
+    engine = pick(name)
+    assert engine.name == "sequential"
+    assert why in engine.stats().details["picked"]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("warning: requests are computed one after the other")
+    assert why in warnings[0]
+    assert answer(engine) == reference_greedy(build(name), prompt_of(9), 6).token_ids
+
+
+@pytest.mark.parametrize("name", ["dense", "paged", "sequential"])
+def test_an_engine_by_its_name(pick: Any, warnings: list[str], name: str) -> None:
+    engine = pick("llama", name)
+    assert (engine.name, engine.stats().details["picked"], warnings) == (name, "it was asked for", [])
+
+
+def test_the_dense_engine_by_name_refuses_what_it_cannot_batch(pick: Any) -> None:
+    with pytest.raises(StartFailed, match=r"dense engine cannot run a MambaForCausalLM: it carries a state"):
+        pick("mamba", "dense")
+
+
+def test_a_changing_rotary_embedding_limits_the_length_unless_more_is_asked_for(pick: Any, warnings: list[str]) -> None:
+    engine = pick("phi3-longrope")
+    assert (engine.name, engine.max_model_len) == ("dense", 16)
+    assert "limited to 16 tokens" in warnings[0]
+    assert "--max-model-len 512" in warnings[0]
+    longer = pick("phi3-longrope", max_model_len=100)
+    assert (longer.name, longer.max_model_len) == ("sequential", 100)
+
+
+def test_dynamic_rotary_embeddings_reach_further_than_the_model_was_trained(pick: Any) -> None:
+    assert pick("llama-dynamic").name == "dense"
+    assert pick("llama-dynamic", max_model_len=64).name == "sequential"
+    with pytest.raises(InvalidParameter, match=r"max_model_len=65 is more than the model's 64 positions"):
+        pick("llama-dynamic", max_model_len=65)
+
+
+def break_the_dense_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention a little sharper than it should be, as a scale that it does not know of would make it."""
+    right = dense_attention.packed_attention
+
+    def wrong(module: Any, query: Any, *args: Any, **kwargs: Any) -> Any:
+        return right(module, query * 1.05, *args, **kwargs)
+
+    monkeypatch.setitem(dense.AttentionInterface._global_mapping, dense_attention.IMPLEMENTATION, wrong)
+
+
+def test_an_engine_with_wrong_answers_is_not_picked(
+    pick: Any, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_the_dense_engine(monkeypatch)
+    model = build("llama")
+    before = model.config._attn_implementation
+    engine = pick("llama", a_model=model)
+    assert engine.name == "sequential"
+    assert "the dense engine cannot run it: it computes other" in engine.stats().details["picked"]
+    assert "the dense engine cannot run it" in warnings[0]
+    assert warnings[1] == "warning: the sequential engine has no options; ignored: cache_gib"
+    assert model.config._attn_implementation == before
+    assert answer(engine) == reference_greedy(build("llama"), prompt_of(9), 6).token_ids
+
+
+def test_an_engine_with_wrong_answers_is_refused_by_name(pick: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_the_dense_engine(monkeypatch)
+    with pytest.raises(StartFailed, match="dense engine cannot run this model: it computes other"):
+        pick("llama", "dense")
+
+
+@pytest.mark.parametrize("name", [name for name, entry in ZOO.items() if entry.method == "sequential"])
+def test_the_probe_notices_what_the_flags_would_have_let_through(name: str) -> None:
+    """Many of these models run in the packed form without an error, and are silently wrong."""
+    model = build(name)
+    expected = plain_answers(model)
+    config = EngineConfig(engine="dense", max_batch=4, options={"cache_gib": 0.05})
+    try:
+        engine = dense.DenseEngine(model, config, eos_token_ids=frozenset(), max_model_len=64)
+    except (StartFailed, AttributeError):
+        return
+    assert why_answers_differ(engine, expected) is not None
+    engine.close()
