@@ -42,6 +42,19 @@ def test_only_given_sampling_options_reach_the_command() -> None:
     }
 
 
+def test_options_that_take_maps_and_lists() -> None:
+    words = ("--bad-words", "A", "--bad-words", "[1, 2]", "--bad-words", "[x")
+    given = options_of(*words, "--logit-bias", "5=-100", "--logit-bias", "17=0.5")
+    sampling, pool = given.pop("sampling"), given.pop("pool")
+    assert sampling == {"bad_words": ["A", [1, 2], "[x"], "logit_bias": {"5": -100.0, "17": 0.5}}
+    _, sample_args, _ = arguments_from("m", pool, sampling, given)
+    assert sample_args.bad_words == ("A", (1, 2), "[x")
+    assert sample_args.logit_bias == ((5, -100.0), (17, 0.5))
+    for bad in ("5", "x=1", "5=x", "=1"):
+        with pytest.raises(click.BadParameter, match="ID=BIAS"):
+            options_of("--logit-bias", bad)
+
+
 def test_every_sampling_parameter_is_an_option() -> None:
     help_text = CliRunner().invoke(main, ["launch", "--help"]).output
     for name in PARAMS:

@@ -65,6 +65,10 @@ def test_a_path_is_taken_as_its_text() -> None:
         (["stop_token_ids=[1, 2]"], "stop_token_ids", (1, 2)),
         (["--seed", "3", "--seed", "4"], "seed", 4),
         (["--seed", "null"], "seed", None),
+        (["--logit_bias", "{5: -100, '7': 1}"], "logit_bias", ((5, -100.0), (7, 1.0))),
+        (["--bad_words", "A", "B C"], "bad_words", ("A", "B C")),
+        (["bad_words=[A, [1, 2]]"], "bad_words", ("A", (1, 2))),
+        (["--frequency_penalty", "-1"], "frequency_penalty", -1.0),
     ],
 )
 def test_command_line_values_follow_the_type_of_their_field(strings: list[str], name: str, value: object) -> None:
@@ -90,6 +94,14 @@ def test_a_file_comes_first_and_is_overridden(tmp_path: Path, suffix: str, dump:
     model, _, sample, _ = parse([str(path), "model=other", "--top_k", "9", "temperature=null"])
     assert model.model_name_or_path == "other"
     assert (sample.temperature, sample.top_k, sample.stop) == (None, 9, ("x", "y"))
+
+
+def test_maps_and_lists_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("logit_bias: {5: -100}\nbad_words: [A, [1, 2]]\nstop_token_ids: [3]\n")
+    sample = parse([str(path)]).sample
+    assert (sample.logit_bias, sample.bad_words, sample.stop_token_ids) == (((5, -100.0),), ("A", (1, 2)), (3,))
+    assert "logit_bias must map token ids" in problems(["--logit_bias", "5"])
 
 
 def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:

@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from samplerpool.config.sampling import ALIASES, MAX_SEED, PARAMS, SamplingParams, merge, resolve, sampling_params
+from samplerpool.config.sampling import (
+    ALIASES,
+    MAX_SEED,
+    PARAMS,
+    SamplingParams,
+    field_values,
+    merge,
+    resolve,
+    sampling_params,
+)
 from samplerpool.errors import InvalidParameter
 
 
@@ -59,6 +68,23 @@ def test_single_values_become_lists() -> None:
         ("seed", MAX_SEED + 1),
         ("num_return_sequences", 0),
         ("logprobs", -1),
+        ("logprobs", 21),
+        ("typical_p", 0),
+        ("typical_p", 1.5),
+        ("presence_penalty", 2.5),
+        ("frequency_penalty", -2.1),
+        ("no_repeat_ngram_size", -1),
+        ("min_new_tokens", -1),
+        ("logit_bias", 5),
+        ("logit_bias", {"a": 1}),
+        ("logit_bias", {-1: 1}),
+        ("logit_bias", {2**31: 1}),
+        ("logit_bias", {1.5: 1}),
+        ("logit_bias", {True: 1}),
+        ("bad_words", 5),
+        ("bad_words", ""),
+        ("bad_words", [5]),
+        ("bad_words", [[]]),
     ],
 )
 def test_bad_values_are_refused_by_name(name: str, value: object) -> None:
@@ -126,6 +152,36 @@ def test_merge_prefers_the_first_and_defaults_nothing() -> None:
     assert merged == SamplingParams(top_k=1, top_p=0.5, stop=())
 
 
+def test_biases_are_taken_in_every_form_that_formats_have() -> None:
+    for value in ({5: -1, "17": 2.5}, {"17": 2.5, "5": -1}, [[5, -1], [17, 2.5]]):
+        params = sampling_params(logit_bias=value)
+        assert params.logit_bias == ((5, -1.0), (17, 2.5))
+        assert params.given() == {"logit_bias": {"5": -1.0, "17": 2.5}}
+    message = refused(logit_bias={5: -101})
+    assert message == "logit_bias must be at least -100 and at most 100, not -101."
+
+
+def test_bad_words_are_texts_or_token_ids() -> None:
+    assert sampling_params(bad_words="x").bad_words == ("x",)
+    params = sampling_params(bad_words=["x", [1, 2]])
+    assert params.bad_words == ("x", (1, 2))
+    assert params.given() == {"bad_words": ["x", [1, 2]]}
+    assert "bad_words must be an integer, not 'a'" in refused(bad_words=[["a"]])
+
+
+def test_more_tokens_asked_for_than_allowed_are_refused() -> None:
+    message = refused(min_new_tokens=9, max_new_tokens=8)
+    assert message == "min_new_tokens must be at most max_new_tokens, 8, not 9."
+    assert sampling_params(min_new_tokens=8, max_tokens=8).min_new_tokens == 8
+
+
+def test_plain_values_become_fields_again() -> None:
+    values = {"logit_bias": {"5": 1.0}, "bad_words": ["a", [1]], "stop": ["x"], "seed": 1}
+    fields = field_values({**values, "top_k": None})
+    assert fields == {"logit_bias": ((5, 1.0),), "bad_words": ("a", (1,)), "stop": ("x",), "seed": 1}
+    assert SamplingParams(**fields).given() == values
+
+
 @given(
     st.fixed_dictionaries(
         {},
@@ -135,6 +191,8 @@ def test_merge_prefers_the_first_and_defaults_nothing() -> None:
             "stop": st.lists(st.text(min_size=1)),
             "stop_token_ids": st.lists(st.integers(0, 2**31 - 1)),
             "seed": st.integers(0, MAX_SEED),
+            "logit_bias": st.dictionaries(st.integers(0, 2**31 - 1).map(str), st.floats(-100, 100)),
+            "bad_words": st.lists(st.text(min_size=1) | st.lists(st.integers(0, 2**31 - 1), min_size=1)),
             "do_sample": st.booleans(),
         },
     )

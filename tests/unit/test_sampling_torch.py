@@ -8,21 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, TypicalLogitsWarper
 
 from samplerpool.config.sampling import MAX_SEED, resolve, sampling_params
+from samplerpool.engine.gumbel import _mix, _mix_int, _signed, gumbel_noise, row_key
 from samplerpool.engine.paged_processors import RequestSettings, _decode, _encode
-from samplerpool.engine.sampling import (
-    CANDIDATES,
-    SamplingRows,
-    _mix,
-    _mix_int,
-    _signed,
-    draw,
-    draw_grouped,
-    gumbel_noise,
-    row_key,
-)
+from samplerpool.engine.sampling import BLOCK, CANDIDATES, SamplingRows, argmax, draw, draw_grouped, log_total
 
 VOCABULARY = 3000
 
@@ -37,7 +28,9 @@ def logits_of(rows: int, vocabulary: int = VOCABULARY, scale: float = 2.0, seed:
     return torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed)) * scale
 
 
-def kept_by_transformers(logits: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> Any:
+def kept_by_transformers(
+    logits: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float, typical_p: float = 1.0
+) -> Any:
     """Which tokens the library's own warpers leave, in its order."""
     scores, ids = logits / temperature, torch.zeros(len(logits), 1, dtype=torch.long)
     if top_k:
@@ -46,6 +39,8 @@ def kept_by_transformers(logits: torch.Tensor, temperature: float, top_k: int, t
         scores = TopPLogitsWarper(top_p)(ids, scores)
     if min_p:
         scores = MinPLogitsWarper(min_p)(ids, scores)
+    if typical_p < 1:
+        scores = TypicalLogitsWarper(typical_p)(ids, scores)
     return scores
 
 
@@ -102,9 +97,16 @@ FILTERS = [
     {"top_k": 60, "top_p": 0.8, "min_p": 0.02},
     {"top_k": 1500, "top_p": 0.9},
 ]
+TYPICAL = [
+    {"typical_p": 0.2},
+    {"typical_p": 0.95},
+    {"typical_p": 0.9, "top_k": 50},
+    {"typical_p": 0.5, "top_k": 500, "top_p": 0.9, "min_p": 0.01},
+]
+"""With the filter that is not for a device."""
 
 
-@pytest.mark.parametrize("values", FILTERS, ids=str)
+@pytest.mark.parametrize("values", [*FILTERS, *TYPICAL], ids=str)
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
 def test_only_tokens_that_pass_the_filters_are_drawn(values: dict[str, Any], temperature: float) -> None:
     logits = logits_of(1).expand(400, -1)
@@ -123,10 +125,35 @@ def test_both_ways_of_drawing_agree(values: dict[str, Any]) -> None:
 
 
 def test_a_flat_distribution_does_not_fit_the_candidates_and_is_still_drawn_whole() -> None:
-    logits = logits_of(200, scale=0.01)
-    tokens = draw_grouped(logits, rows_of(200, top_p=0.9))
-    rank = (logits > logits.take_along_dim(tokens.unsqueeze(-1), -1)).sum(-1)
-    assert rank.max() > CANDIDATES
+    logits = logits_of(40, 2 * CANDIDATES[-1], scale=0.01)
+    for values in ({"top_p": 0.9}, {"typical_p": 0.9}):
+        tokens = draw_grouped(logits, rows_of(40, **values))
+        rank = (logits > logits.take_along_dim(tokens.unsqueeze(-1), -1)).sum(-1)
+        assert rank.max() > CANDIDATES[-1]
+
+
+@pytest.mark.parametrize("values", [{"top_p": 0.9}, {"min_p": 0.05}, {"top_k": 70}, {"typical_p": 0.9}], ids=str)
+def test_few_candidates_and_all_of_them_give_the_same_tokens(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows from peaked to flat, so that each number of candidates is enough for some."""
+    scale = torch.linspace(0.1, 12, 80).unsqueeze(-1)
+    logits, rows = logits_of(80, 20_000, scale=1.0) * scale, rows_of(80, **values)
+    from_few = draw_grouped(logits, rows)
+    monkeypatch.setattr("samplerpool.engine.sampling.CANDIDATES", (20_000,))
+    assert torch.equal(draw_grouped(logits, rows), from_few)
+
+
+@pytest.mark.parametrize("vocabulary", [BLOCK - 1, BLOCK, 3 * BLOCK, 3 * BLOCK + 7])
+def test_argmax_is_that_of_torch(vocabulary: int) -> None:
+    logits = logits_of(40, vocabulary).round()  # with ties
+    assert torch.equal(argmax(logits), logits.argmax(-1))
+    assert torch.equal(argmax(logits[::2]), logits[::2].argmax(-1))
+
+
+def test_the_logarithm_of_all_mass() -> None:
+    logits = logits_of(20, 5 * BLOCK + 3, scale=30.0) + 1000
+    assert torch.allclose(log_total(logits), logits.logsumexp(-1))
 
 
 def test_ties_with_the_last_kept_token_are_kept() -> None:
@@ -139,7 +166,9 @@ def test_ties_with_the_last_kept_token_are_kept() -> None:
 # ---- draws ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("values", [{}, {"top_k": 12}, {"top_p": 0.7}, {"min_p": 0.15, "temperature": 1.5}], ids=str)
+@pytest.mark.parametrize(
+    "values", [{}, {"top_k": 12}, {"top_p": 0.7}, {"min_p": 0.15, "temperature": 1.5}, {"typical_p": 0.6}], ids=str
+)
 def test_draws_follow_the_filtered_softmax(values: dict[str, Any]) -> None:
     """Chi-squared over the tokens; the noise is fixed, so the outcome is as well."""
     count, vocabulary = 12_000, 300
@@ -170,7 +199,7 @@ def test_draws_at_successive_positions_are_independent() -> None:
 
 
 def test_a_row_is_drawn_the_same_in_any_batch() -> None:
-    values: list[dict[str, Any]] = [{"temperature": 0.0}, {}, *FILTERS]
+    values: list[dict[str, Any]] = [{"temperature": 0.0}, {}, *FILTERS, *TYPICAL]
     params = [resolve(sampling_params({"temperature": 1.0, "seed": i, **v})) for i, v in enumerate(values)]
     rows, logits = SamplingRows.of(params, [5] * len(params)), logits_of(len(params))
     together = draw_grouped(logits, rows)
@@ -197,6 +226,9 @@ def test_extreme_temperatures_and_logits() -> None:
     for values in ({}, {"top_k": 5}, {"top_p": 0.5}):
         assert (draw_grouped(masked, rows_of(50, **values)) == 650).all()
         assert (draw(masked, rows_of(50, **values)) == 650).all()
+    nothing = torch.full((3, 700), float("-inf"))
+    for values in ({}, {"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.5}, {"typical_p": 0.5}):
+        assert ((draw_grouped(nothing, rows_of(3, **values)) >= 0) & (draw(nothing, rows_of(3)) < 700)).all()
 
 
 def test_settings_survive_the_library_storage() -> None:
@@ -205,7 +237,7 @@ def test_settings_survive_the_library_storage() -> None:
         resolve(sampling_params(temperature=0.0, seed=0)),
     ]
     lines = torch.zeros(6, 40, dtype=torch.int32)
-    lines[:, :2] = _encode([RequestSettings(p, 10) for p in params], [3, 2**30])
+    lines[:, :2] = _encode([RequestSettings.of(p, 10) for p in params], [3, 2**30])
     decoded, expected = _decode(lines[:, :2]), SamplingRows.of(params, [3, 2**30])
     for name in ("temperature", "top_k", "top_p", "min_p", "key"):
         assert torch.equal(getattr(decoded, name), getattr(expected, name)), name

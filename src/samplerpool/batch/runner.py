@@ -226,6 +226,7 @@ class _Run:
             call.completion_tokens,
             job.seed if call.seed is None else call.seed,
             call.message,
+            call.logprobs,
         )
         self._tally.answer(call.worker, answer)
         return Answered(call.worker, job, answer)

@@ -10,14 +10,43 @@ from typing import Any, TypeVar
 import click
 
 from samplerpool.config.arguments import DTYPES, ENGINES, ModelArguments, PoolArguments, SampleArguments
-from samplerpool.config.sampling import ALIASES, PARAMS, ParamSpec, sampling_params
+from samplerpool.config.sampling import ALIASES, PARAMS, ParamSpec, field_values, sampling_params
 from samplerpool.errors import UsageError
 from samplerpool.pool.names import check_pool_name
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_TYPES: dict[str, Any] = {"int": click.INT, "float": click.FLOAT, "strings": click.STRING, "ints": click.INT}
-_METAVARS = {"int": "N", "float": "X", "strings": "TEXT", "ints": "ID"}
+
+def _word(value: str) -> str | list[int]:
+    """Text, or a JSON list of token ids."""
+    try:
+        read = json.loads(value) if value.startswith("[") else value
+    except ValueError:
+        return value
+    return read if isinstance(read, list) and all(isinstance(item, int) for item in read) else value
+
+
+def _bias(value: str) -> tuple[str, float]:
+    """``ID=BIAS`` as a pair."""
+    token_id, equals, bias = value.partition("=")
+    try:
+        if equals and token_id.isdecimal():
+            return token_id, float(bias)
+    except ValueError:
+        pass
+    raise click.BadParameter(f"{value!r} is not of the form ID=BIAS, a token id and a number.")
+
+
+_TYPES: dict[str, Any] = {
+    "int": click.INT,
+    "float": click.FLOAT,
+    "strings": click.STRING,
+    "ints": click.INT,
+    "words": _word,
+    "biases": _bias,
+}
+_METAVARS = {"int": "N", "float": "X", "strings": "TEXT", "ints": "ID", "words": "TEXT|[ID,...]", "biases": "ID=BIAS"}
+_SEVERAL = ("strings", "ints", "words", "biases")
 
 
 def sampling_options(command: Command) -> Command:
@@ -42,7 +71,7 @@ def _sampling_option(name: str, spec: ParamSpec) -> Callable[[Any], Any]:
     flags = [_flag(name), *(_flag(alias) for alias, canonical in ALIASES.items() if canonical == name)]
     if spec.kind == "bool":
         return click.option(f"{flags[0]}/--no-{flags[0][2:]}", name, default=None, help=spec.help)
-    many = spec.kind in ("strings", "ints")
+    many = spec.kind in _SEVERAL
     text = f"{spec.help} May be given several times." if many else spec.help
     return click.option(
         *flags, name, type=_TYPES[spec.kind], multiple=many, default=None, metavar=_METAVARS[spec.kind], help=text
@@ -130,14 +159,13 @@ def arguments_from(
     """The three groups of arguments.
 
     Args:
-        sampling: from ``sampling_options``; tuples or lists for parameters that take several values.
+        sampling: from ``sampling_options``.
         chosen: what ``model_options`` gave the command.
     """
     values = {**chosen, "engine_options": dict(chosen["engine_options"])}
-    defaults: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in sampling.items()}
     model_names = ("dtype", "template", "custom_chat_template", "trust_remote_code")
     return (
         ModelArguments(model_name_or_path=model, **{name: values.pop(name) for name in model_names}),
-        SampleArguments(**defaults),
+        SampleArguments(**field_values(sampling)),
         PoolArguments(pool=pool, start_timeout_s=values.pop("start_timeout"), **values),
     )

@@ -43,8 +43,6 @@ OPTIONS: Mapping[str, type] = {
 }
 MEMORY_SHARE = 0.5
 """Of the memory that is free at the start, for the caches of all workers of this machine together."""
-ROWS_PLANNED = 1.0
-"""The arena never exceeds so many times ``max_batch`` full-length rows."""
 
 AttentionInterface.register(IMPLEMENTATION, packed_attention)
 
@@ -245,15 +243,15 @@ def _arena_tokens(
     Raises:
         StartFailed: not even the smallest region fits.
     """
-    per_token = sum(shape.numbers_per_token for shape in shapes) * model.dtype.itemsize
+    per_token: int = sum(shape.numbers_per_token for shape in shapes) * model.dtype.itemsize
     if "cache_gib" in options:
         budget = int(options["cache_gib"] * 2**30)
     elif model.device.type == "cuda":
         budget = int(torch.cuda.mem_get_info(model.device)[0] * 0.8)
     else:
         budget = int(psutil.virtual_memory().available * MEMORY_SHARE * config.machine_share)
-    most = int(config.max_batch * ROWS_PLANNED * (max_model_len + 2 * MIN_CAPACITY))
-    tokens = min(budget // per_token, 2 * most)
+    # Regions are powers of two, so rows of the full length may need twice as much.
+    tokens = min(budget // per_token, 2 * config.max_batch * (max_model_len + MIN_CAPACITY))
     if tokens < MIN_CAPACITY:
         raise StartFailed(
             f"There is no memory for keys and values: one token takes {per_token:,} bytes, and the budget is "

@@ -95,7 +95,8 @@ class Step:
         """Vectors of the arena that this step's keys go to, int64, ordered by (token, head)."""
         index = self._write_index.get(kv_heads)
         if index is None:
-            bases, strides = [], []
+            bases: list[int] = []
+            strides: list[int] = []
             for span in (*self.decodes, *self.chunks):
                 base = span.region.offset * kv_heads + span.start
                 bases += range(base, base + span.count)
@@ -168,7 +169,7 @@ class Step:
         _current.step = None
 
 
-class ArenaCache(Cache):
+class ArenaCache(Cache):  # type: ignore[misc]  # transformers is not typed
     """What the model takes for its ``past_key_values``: writes this step's keys and values into the arena."""
 
     def __init__(self, arena: Arena) -> None:

@@ -48,7 +48,7 @@ class PrefixIndex:
         """Forget a row whose memory is given back."""
         self._kept.pop(prefix.owner, None)
         key = _key(prefix.tokens)
-        bucket = self._buckets.get(key, {})
+        bucket = self._buckets.get(key, OrderedDict())
         bucket.pop(prefix.owner, None)
         if not bucket:
             self._buckets.pop(key, None)

@@ -34,11 +34,14 @@ UNSAID_MAX_MODEL_LEN = 4096
 CHECKPOINT_PARAMETERS: frozenset[str] = frozenset(PARAMS) & {
     "do_sample",
     "max_new_tokens",
+    "min_new_tokens",
     "min_p",
+    "no_repeat_ngram_size",
     "repetition_penalty",
     "temperature",
     "top_k",
     "top_p",
+    "typical_p",
 }
 """Sampling parameters that a ``generation_config`` may set under the same names."""
 
