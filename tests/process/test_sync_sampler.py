@@ -294,7 +294,9 @@ def test_tokens_that_are_none_cost_their_request_alone(sampler: SyncSampler) -> 
     ended: queue.SimpleQueue[Call] = queue.SimpleQueue()
     call = Call(TokenPrompt([65], [300]), {"max_new_tokens": 5}, stream=False, on_update=ended.put)
     sampler.connection.submit(0, [call])
-    assert isinstance(ended.get(timeout=DEADLINE_S).error, EngineError)
+    error = ended.get(timeout=DEADLINE_S).error
+    assert isinstance(error, RenderError)
+    assert "token id 300" in error.message
     assert "".join(sampler.generate("still here")) == "still here"
 
 

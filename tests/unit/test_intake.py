@@ -28,6 +28,8 @@ class StallingCodec(ByteCodec):
 
     def decode(self, token_ids: Sequence[int], **options: Any) -> str:
         self.reached.set()
+        if 33 in token_ids:
+            raise ValueError("this token cannot be decoded")
         assert self.go_on.wait(TIMEOUT_S)
         return super().decode(token_ids, **options)
 
@@ -77,7 +79,7 @@ def job(number: int, events: Events, generated_ids: Sequence[int] = ()) -> Job:
 def test_tokens_that_cannot_be_decoded_cost_their_request_alone(intake: Intake, renderer: StallingRenderer) -> None:
     renderer.codec.go_on.set()
     bad, good = Events(), Events()
-    intake.submit([job(1, bad, [300]), job(2, good)])
+    intake.submit([job(1, bad, [33]), job(2, good)])
     assert isinstance(bad.end().error, EngineError)
     assert good.end().error is None
 

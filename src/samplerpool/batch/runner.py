@@ -175,9 +175,10 @@ class _Run:
         if finish.error is not None:
             raise finish.error
         if finish.outcome == "no_workers":
-            reasons = "; ".join(f"worker {v.index}: {v.down_reason}" for v in self._connection.workers() if not v.up)
+            reasons = " ".join(v.down_reason for v in self._connection.workers() if not v.up)
             raise BatchError(
-                f"No worker of the pool is left ({reasons or 'it has none'}). {self._tally.rows} rows were finished.",
+                f"No worker of the pool is left. {reasons or 'It is being stopped.'} "
+                f"{self._tally.rows} rows were finished.",
                 rows=self._tally.rows,
             )
         return finish.outcome == "complete"

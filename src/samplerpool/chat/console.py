@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 PROMPT = "User: "
 LABEL = "Assistant: "
@@ -35,13 +37,23 @@ class Console:
         self._stdout = stdout
         self._stderr = stderr
         self._terminal = stdout.isatty()
+        self._typing: list[Any] | None = None
         for stream in (stdout, stderr):
             tolerate_any_text(stream)
 
     def begin_answer(self) -> None:
         """Label the answer that follows, where someone looks on."""
         if self.interactive and self._terminal:
+            self._hide_typing()
             self.write(LABEL)
+
+    def _hide_typing(self) -> None:
+        """What is typed ahead is for the next prompt; it must not show in the middle of the answer."""
+        with contextlib.suppress(termios.error, ValueError, OSError):
+            settings = termios.tcgetattr(sys.stdin.fileno())
+            self._typing = [*settings]
+            settings[3] &= ~termios.ECHO
+            termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, settings)
 
     def write(self, text: str) -> None:
         """Show a piece of the answer at once."""
@@ -50,6 +62,10 @@ class Console:
 
     def end_answer(self) -> None:
         """End the answer's last line."""
+        if self._typing is not None:
+            with contextlib.suppress(termios.error, ValueError, OSError):
+                termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, self._typing)
+            self._typing = None
         self.write("\n")
 
     def notice(self, text: str) -> None:

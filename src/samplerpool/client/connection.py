@@ -55,11 +55,13 @@ class PoolConnection:
 
     Args:
         workers: at least one.
+        pool: the pool's name, for hints in errors.
     """
 
-    def __init__(self, workers: Sequence[WorkerAddress]) -> None:
+    def __init__(self, workers: Sequence[WorkerAddress], pool: str = "") -> None:
         if not workers:
             raise TransportError("The pool has no worker to connect to.")
+        self._pool = pool
         self._context = zmq.Context()
         self._peers = {w.index: Peer(self._context, w.index, w.endpoint, w.incarnation) for w in workers}
         self._commands: deque[Callable[[], None]] = deque()
@@ -97,7 +99,8 @@ class PoolConnection:
             states = ", ".join(f"worker {w.index} is {w.state}" for w in chosen)
             raise TransportError(f"No worker of the pool {connection.pool!r} can be used: {states}.")
         local = connection.local
-        return cls([WorkerAddress(w.index, w.endpoint, w.incarnation, w.process if local else None) for w in ready])
+        addresses = [WorkerAddress(w.index, w.endpoint, w.incarnation, w.process if local else None) for w in ready]
+        return cls(addresses, connection.pool)
 
     def __enter__(self) -> PoolConnection:
         return self
@@ -274,13 +277,15 @@ class PoolConnection:
         if not peer.up:
             return
         peer.receive()  # what it sent before its end counts
-        peer.down(f"Worker {peer.index} died.", lambda call: _worker_died(peer.index, call))
+        hint = f"samplerpool logs {self._pool} --worker {peer.index}" if self._pool else "its log"
+        reason = f"Worker {peer.index} is gone; {hint} says why."
+        peer.down(reason, functools.partial(_worker_died, peer.index, hint))
 
     def _check_liveness(self) -> None:
         now = time.monotonic()
         for peer in self._peers.values():
             if peer.up and not peer.check(now):
-                reason = f"Worker {peer.index} has not answered for a long time; see: samplerpool status"
+                reason = f"Worker {peer.index} has not answered for a long time."
                 peer.down(reason, functools.partial(_failed, reason))
 
     def _shut_down(self, error_for: Callable[[Call], SamplerPoolError]) -> None:
@@ -300,11 +305,11 @@ def _closed(call: Call) -> SamplerPoolError:
     return Aborted("The connection was closed by its owner.", text=call.text)
 
 
-def _worker_died(index: int, call: Call) -> SamplerPoolError:
+def _worker_died(index: int, hint: str, call: Call) -> SamplerPoolError:
     text = call.text
     received = f" after {len(call.token_ids)} tokens" if call.token_ids else ""
     return WorkerDied(
-        f"Worker {index} died while it worked on the request{received}; see: samplerpool logs --worker {index}",
+        f"Worker {index} died while it worked on the request{received} ({hint} says why).",
         worker=index,
         text=text,
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from samplerpool.config.sampling import PARAMS, SamplingParams
-from samplerpool.errors import PromptTooLong, SamplerPoolError, UnsupportedParameter
+from samplerpool.errors import PromptTooLong, RenderError, SamplerPoolError, UnsupportedParameter
 from samplerpool.types import FinishReason, Message, TokenLogprobs
 
 INTERACTIVE = 0
@@ -80,6 +80,8 @@ class Engine(Protocol):
     name: str
     max_model_len: int
     """Longest prompt plus completion, in tokens."""
+    vocab_size: int
+    """Token ids are below it."""
     max_batch: int
     """Most requests that it works on at a time."""
     supported: frozenset[str]
@@ -162,14 +164,19 @@ def check_supported(engine: Engine, params: SamplingParams) -> None:
         )
 
 
-def check_length(engine: Engine, request: EngineRequest) -> None:
-    """Refuse a prompt that leaves no room for a single new token.
+def check_prompt(engine: Engine, request: EngineRequest) -> None:
+    """Refuse a prompt that leaves no room for a single new token, is empty, or has token ids that do not exist.
 
     A request whose ``max_new_tokens`` does not fit as a whole is taken, and ends with ``length`` where the room ends.
 
     Raises:
         PromptTooLong: with ``prompt_tokens`` and ``limit``.
+        RenderError: no tokens, or an id that the model does not have.
     """
+    largest = max((*request.prompt_ids, *request.generated_ids), default=-1)
+    if not request.prompt_ids or largest >= engine.vocab_size:
+        what = f"token id {largest}, and the model has {engine.vocab_size:,}" if request.prompt_ids else "no tokens"
+        raise RenderError(f"The prompt has {what}.")
     prompt_tokens = len(request.prompt_ids) + len(request.generated_ids)
     if prompt_tokens >= engine.max_model_len:
         raise PromptTooLong(

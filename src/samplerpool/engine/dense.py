@@ -24,7 +24,7 @@ from samplerpool.engine.base import (
     EngineStats,
     RequestId,
     StepOutput,
-    check_length,
+    check_prompt,
     check_supported,
 )
 from samplerpool.engine.dense_attention import IMPLEMENTATION, ArenaCache, Span, Step, packed_attention
@@ -70,6 +70,7 @@ class DenseEngine:
     def __init__(self, model: Any, config: EngineConfig, *, eos_token_ids: frozenset[int], max_model_len: int) -> None:
         options = _checked(config.options)
         self.max_batch = config.max_batch
+        self.vocab_size = model.config.get_text_config().vocab_size
         self._model = model
         self._eos_token_ids = eos_token_ids
         self._device = model.device
@@ -99,7 +100,7 @@ class DenseEngine:
     def check(self, request: EngineRequest) -> None:
         """Refuse what can never be done."""
         check_supported(self, request.params)
-        check_length(self, request)
+        check_prompt(self, request)
         self._sampler.check(request.params)
 
     def add(self, request: EngineRequest) -> None:

@@ -36,6 +36,7 @@ class Picked:
         self.name = engine.name
         self.max_model_len = engine.max_model_len
         self.max_batch = engine.max_batch
+        self.vocab_size = engine.vocab_size
         self.supported = engine.supported
 
     def check(self, request: EngineRequest) -> None:

@@ -21,7 +21,7 @@ from samplerpool.engine.base import (
     EngineStats,
     RequestId,
     StepOutput,
-    check_length,
+    check_prompt,
     check_supported,
 )
 from samplerpool.engine.paged_manager import Manager
@@ -103,6 +103,7 @@ class PagedEngine:
         on_host = model.device.type == "cpu"
         self._manager = Manager(model, config, max_model_len, self._sampler if on_host else None)
         self.max_batch = config.max_batch
+        self.vocab_size = model.config.get_text_config().vocab_size
         self._eos_token_ids = eos_token_ids
         self.max_model_len = min(max_model_len, self._manager.longest_request)
         self.supported = frozenset(PARAMS) - (frozenset() if on_host else ONLY_ON_HOST)
@@ -116,7 +117,7 @@ class PagedEngine:
         """Refuse what cannot be done."""
         check_supported(self, request.params)
         self._sampler.check(request.params)
-        check_length(self, request)
+        check_prompt(self, request)
 
     def add(self, request: EngineRequest) -> None:
         """Start a request, or queue it where there is no place."""

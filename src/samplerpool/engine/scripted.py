@@ -38,7 +38,7 @@ from samplerpool.engine.base import (
     EngineStats,
     RequestId,
     StepOutput,
-    check_length,
+    check_prompt,
     check_supported,
 )
 from samplerpool.errors import EngineError, InvalidParameter, RenderError, StartFailed
@@ -190,6 +190,7 @@ class ScriptedEngine:
     """
 
     name = "scripted"
+    vocab_size = END_OF_SEQUENCE + 1
     supported = frozenset(PARAMS) - UNSUPPORTED
 
     def __init__(self, config: EngineConfig) -> None:
@@ -199,6 +200,11 @@ class ScriptedEngine:
                 f"The scripted engine has no option {', '.join(unknown)}; it has {', '.join(_OPTIONS)}."
             )
         options = {**_OPTIONS, **config.options}
+        for name, default in _OPTIONS.items():
+            value = options[name]
+            if isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, int | float):
+                kind = "true or false" if isinstance(default, bool) else "a number"
+                raise InvalidParameter(f"The scripted engine's option {name} must be {kind}, not {value!r}.")
         if options["fail_at_start"]:
             raise StartFailed("The scripted engine was told to fail at the start (option fail_at_start).")
         time.sleep(float(options["load_s"]))
@@ -213,7 +219,7 @@ class ScriptedEngine:
     def check(self, request: EngineRequest) -> None:
         """Refuse what cannot be done."""
         check_supported(self, request.params)
-        check_length(self, request)
+        check_prompt(self, request)
         self._script(request)
 
     def _script(self, request: EngineRequest) -> _Script:

@@ -24,7 +24,7 @@ from samplerpool.engine.base import (
     EngineStats,
     RequestId,
     StepOutput,
-    check_length,
+    check_prompt,
     check_supported,
 )
 from samplerpool.engine.row_sampler import RowSampler, Sampled, SamplingRow
@@ -162,6 +162,7 @@ class SequentialEngine:
         self._eos_token_ids = eos_token_ids
         self.max_model_len = max_model_len
         self.max_batch = min(config.max_batch, PLACES)
+        self.vocab_size = model.config.get_text_config().vocab_size
         self._rotary = RotaryState(model)
         self._sampler = RowSampler(model.config.get_text_config().vocab_size, eos_token_ids, model.device)
         self._last: _Row | None = None
@@ -171,7 +172,7 @@ class SequentialEngine:
     def check(self, request: EngineRequest) -> None:
         """Refuse what cannot be done."""
         check_supported(self, request.params)
-        check_length(self, request)
+        check_prompt(self, request)
         self._sampler.check(request.params)
 
     def add(self, request: EngineRequest) -> None:

@@ -36,7 +36,7 @@ class StatusPipe:
 
     def tell(self, event: str, **data: Any) -> None:
         """Write one event, if there is anybody to read it."""
-        log.info("%s %s", event, data.get("detail", ""))
+        log.info("%s", data.get("detail") or event)
         if self._descriptor < 0:
             return
         try:
