@@ -41,10 +41,10 @@ PARTS: dict[str, str] = {
     "linear": "linear layers",
     "attention": "attention",
     "cache": "cache writes",
-    "leaves": "norms, activations, embedding",
+    "leaves": "norms, activations",
     "model": "rest of the model",
     "sampling": "sampling",
-    "engine": "scheduling, other Python",
+    "engine": "scheduling, Python",
 }
 WARM_UP_STEPS = 3
 MEASURED_STEPS = 12
@@ -163,11 +163,11 @@ def show(rows: list[StepFigures], length: int, token_flops: int, flops_per_s: fl
         cells = [f"{r.parts_ms[part]:.1f} ({r.parts_ms[part] / s:.0%})" for r, s in zip(rows, sums, strict=True)]
         table.add_row(title, *cells)
     table.add_section()
-    table.add_row("timers' own cost", *(f"{row.timers_ms:.1f}" for row in rows))
+    table.add_row("cost of the timers", *(f"{row.timers_ms:.1f}" for row in rows))
     table.add_row("whole step, untimed", *(f"{row.step_ms:.1f}" for row in rows))
     table.add_row("tokens/s", *(f"{row.tokens_per_s:.0f}" for row in rows))
     table.add_row("of the ceiling", *(f"{row.tokens_per_s * token_flops / flops_per_s:.0%}" for row in rows))
-    console = Console()
+    console = Console(width=max(Console().width, 110))
     console.print(table)
     console.print(f"Ceiling: {flops_per_s / 1e9:.0f} GFLOP/s in float32 matrix products.")
 

@@ -32,7 +32,7 @@ def test_launch_batch_chat_status_stop(tmp_path: Path) -> None:
         _ask_once()
         _talk()
         (pool,) = json.loads(samplerpool("status", "e2e", "--json").stdout)
-        assert (pool["state"], pool["engine"]) == ("running", "paged")
+        assert (pool["state"], pool["engine"]) == ("running", "dense")
         assert [worker["state"] for worker in pool["workers"]] == ["ready", "ready"]
         assert sum(worker["tokens"] for worker in pool["workers"]) > 20
     finally:

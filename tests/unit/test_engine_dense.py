@@ -13,7 +13,9 @@ from samplerpool.config.arguments import EngineConfig
 from samplerpool.engine import kernels
 from samplerpool.engine.base import BATCH, INTERACTIVE, Engine, EngineRequest
 from samplerpool.engine.dense import DenseEngine
-from samplerpool.errors import InvalidParameter
+from samplerpool.engine.factory import build_engine
+from samplerpool.engine.scripted import ScriptedRenderer
+from samplerpool.errors import InvalidParameter, StartFailed
 from tests.engine_contract import EngineContract, answer_of, drive, params
 
 VOCABULARY = 97
@@ -165,6 +167,17 @@ def test_prefixes_are_reused_and_counted() -> None:
     details = engine.stats().details
     assert details["prefix_hits"] == 1
     assert details["prefix_tokens"] >= 49
+
+
+def test_the_model_gets_its_attention_back() -> None:
+    model, renderer = tiny_model(), ScriptedRenderer()
+    before = model.config._attn_implementation
+    first = build_engine(EngineConfig(engine="dense", options={"cache_gib": 0.02}), model, renderer)
+    with pytest.raises(StartFailed, match="in use by another sampler"):
+        build_engine(EngineConfig(engine="dense"), model, renderer)
+    first.close()
+    assert model.config._attn_implementation == before
+    build_engine(EngineConfig(engine="dense", options={"cache_gib": 0.02}), model, renderer).close()
 
 
 def test_options_are_checked() -> None:

@@ -51,8 +51,8 @@ class DenseEngine:
     """See the module's docstring.
 
     Args:
-        model: a causal language model of transformers, on its device. Its attention implementation is replaced, and on
-            CPU its linear layers are prepacked.
+        model: a causal language model of transformers, on its device. Its attention implementation is replaced until
+            ``close``, and on CPU its linear layers are prepacked for good.
         config: ``max_batch`` and the options ``cache_gib`` (memory for keys and values), ``prefill_chunk`` (tokens of
             prefill in a step beside interactive streams), ``step_tokens`` (tokens in a step otherwise),
             ``prefix_cache``, ``packed_linears`` and ``kernel`` (each can be turned off).
@@ -86,6 +86,7 @@ class DenseEngine:
             reuse=options.get("prefix_cache", True),
         )
         self.max_model_len = min(max_model_len, self._scheduler.longest_row)
+        self._attention_before = model.config._attn_implementation
         model.set_attn_implementation(IMPLEMENTATION)
         on_host = model.device.type == "cpu" and model.dtype == torch.float32
         self._compiled = on_host and options.get("kernel", True) and kernels.available()
@@ -148,7 +149,8 @@ class DenseEngine:
         return EngineStats(len(scheduler.running), scheduler.queued, details)
 
     def close(self) -> None:
-        """Drop all requests. Idempotent."""
+        """Drop all requests, and give the model its attention back. Idempotent."""
+        self._model.set_attn_implementation(self._attention_before)
         self._scheduler.clear()
         self._sampling.clear()
         self._ready.clear()

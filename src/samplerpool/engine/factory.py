@@ -111,6 +111,8 @@ class _Choice:
         self._progress = progress
         self._length = model_length(config, model)
         self._attention = getattr(model.config, "_attn_implementation", None)
+        if self._attention == "samplerpool":
+            raise StartFailed("The model is in use by another sampler; close that one first, or load the model again.")
         self._expected = plain_answers(model)
 
     def asked_for(self, name: str) -> Engine:
