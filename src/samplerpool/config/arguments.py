@@ -83,7 +83,7 @@ class PoolArguments:
     devices: str = "auto"
     engine: str = _setting("auto", choices=ENGINES)
     engine_options: dict[str, Any] = field(default_factory=dict)
-    max_batch: int = _setting(64, low=1)
+    max_batch: int = _setting(128, low=1)
     max_model_len: int | None = _setting(None, low=1)
     start_timeout_s: float = _setting(600.0, low=0)
 
@@ -101,7 +101,7 @@ class EngineConfig:
 
     engine: str = "auto"
     device: str = "cpu"
-    max_batch: int = 64
+    max_batch: int = 128
     max_model_len: int | None = None
     machine_share: float = 1.0
     options: dict[str, Any] = field(default_factory=dict)
