@@ -84,7 +84,7 @@ def _table(workers: list[dict[str, Any]]) -> Table:
 def _remarks(pool: dict[str, Any]) -> list[str]:
     remarks = [f"  {pool['problem']}"] if pool.get("problem") else []
     picked = sorted({worker["picked"] for worker in pool["workers"] if worker.get("picked")})
-    remarks += [f"  engine: {reason}" for reason in picked]
+    remarks += [f"  {pool['engine']}, because {reason}" for reason in picked]
     for worker in pool["workers"]:
         reason = worker.get("problem") or worker.get("detail")
         if reason:
