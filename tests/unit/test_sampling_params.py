@@ -14,7 +14,6 @@ from samplerpool.config.sampling import (
     PARAMS,
     SamplingParams,
     field_values,
-    merge,
     resolve,
     sampling_params,
 )
@@ -145,11 +144,6 @@ def test_a_seed_that_nobody_gave_is_drawn() -> None:
     assert len(seeds) > 1
     assert all(seed is not None and 0 <= seed <= MAX_SEED for seed in seeds)
     assert resolve(SamplingParams(), SamplingParams(seed=3)).seed == 3
-
-
-def test_merge_prefers_the_first_and_defaults_nothing() -> None:
-    merged = merge(SamplingParams(top_k=1, stop=()), SamplingParams(top_k=2, top_p=0.5, stop=("a",)))
-    assert merged == SamplingParams(top_k=1, top_p=0.5, stop=())
 
 
 def test_biases_are_taken_in_every_form_that_formats_have() -> None:

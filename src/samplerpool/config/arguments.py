@@ -129,7 +129,6 @@ class WorkerConfig:
     sample_args: SampleArguments
     engine: EngineConfig
     cores: tuple[int, ...] = ()
-    threads: int = 0
     status_fd: int = -1
     death_fd: int = -1
     supervisor_pid: int = 0

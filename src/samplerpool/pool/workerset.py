@@ -73,7 +73,6 @@ class WorkerSet:
                 options=settings.pool_args.engine_options,
             ),
             cores=plan.cores,
-            threads=plan.threads,
             death_fd=self._death_fd,
             supervisor_pid=os.getpid(),
         )
