@@ -7,31 +7,22 @@ finished one leaves at once. Attention reads the arena (``dense_attention``); wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
 from samplerpool.config.arguments import EngineConfig
-from samplerpool.config.sampling import PARAMS
 from samplerpool.engine import kernels
-from samplerpool.engine.arena import MIN_CAPACITY, Arena, LayerShape
-from samplerpool.engine.base import (
-    EngineRequest,
-    EngineStats,
-    RequestId,
-    StepOutput,
-    check_prompt,
-    check_supported,
-)
+from samplerpool.engine.arena import MIN_CAPACITY, Arena
+from samplerpool.engine.base import EngineStats
+from samplerpool.engine.batched import BatchedEngine, cache_tokens, checked_options, layer_shapes
 from samplerpool.engine.dense_attention import IMPLEMENTATION, ArenaCache, Span, Step, packed_attention
 from samplerpool.engine.packed_linear import pack_linears
-from samplerpool.engine.row_sampler import RowSampler, SamplingRow
 from samplerpool.engine.schedule import STEP_TOKENS, Plan, Row, Scheduler
-from samplerpool.errors import InvalidParameter, StartFailed
 
 OPTIONS: Mapping[str, type] = {
     "cache_gib": float,
@@ -41,13 +32,11 @@ OPTIONS: Mapping[str, type] = {
     "packed_linears": bool,
     "kernel": bool,
 }
-MEMORY_SHARE = 0.5
-"""Of the memory that is free at the start, for the caches of all workers of this machine together."""
 
 AttentionInterface.register(IMPLEMENTATION, packed_attention)
 
 
-class DenseEngine:
+class DenseEngine(BatchedEngine):
     """See the module's docstring.
 
     Args:
@@ -65,97 +54,41 @@ class DenseEngine:
     """
 
     name = "dense"
-    supported = frozenset(PARAMS)
 
     def __init__(self, model: Any, config: EngineConfig, *, eos_token_ids: frozenset[int], max_model_len: int) -> None:
-        options = _checked(config.options)
-        self.max_batch = config.max_batch
-        self.vocab_size = model.config.get_text_config().vocab_size
-        self._model = model
-        self._eos_token_ids = eos_token_ids
-        self._device = model.device
+        options = checked_options(self.name, config.options, OPTIONS)
         shapes = layer_shapes(model)
-        tokens = _arena_tokens(shapes, model, config, options, max_model_len)
+        # Regions are powers of two, so rows of the full length may need twice as much.
+        most = 2 * config.max_batch * (max_model_len + MIN_CAPACITY)
+        tokens = cache_tokens(shapes, model, config, options.get("cache_gib"), least=MIN_CAPACITY, most=most)
         self._arena = Arena(shapes, tokens, model.dtype, model.device)
         self._cache = ArenaCache(self._arena)
-        self._scheduler = Scheduler(
+        scheduler = Scheduler(
             self._arena.tokens,
             config.max_batch,
             prefill_chunk=options.get("prefill_chunk"),
             step_tokens=options.get("step_tokens", STEP_TOKENS),
             reuse=options.get("prefix_cache", True),
         )
-        self.max_model_len = min(max_model_len, self._scheduler.longest_row)
+        super().__init__(
+            model, scheduler, eos_token_ids=eos_token_ids, max_batch=config.max_batch, max_model_len=max_model_len
+        )
         self._attention_before = model.config._attn_implementation
         model.set_attn_implementation(IMPLEMENTATION)
         on_host = model.device.type == "cpu" and model.dtype == torch.float32
         self._compiled = on_host and options.get("kernel", True) and kernels.available()
         if on_host and options.get("packed_linears", True):
             pack_linears(model)
-        self._sampler = RowSampler(model.config.get_text_config().vocab_size, eos_token_ids, model.device)
-        self._sampling: dict[RequestId, SamplingRow] = {}
-        self._ready: list[StepOutput] = []
-
-    # ---- the engine interface -------------------------------------------------------------------------------------
-
-    def check(self, request: EngineRequest) -> None:
-        """Refuse what can never be done."""
-        check_supported(self, request.params)
-        check_prompt(self, request)
-        self._sampler.check(request.params)
-
-    def add(self, request: EngineRequest) -> None:
-        """Queue a request; it joins at the next step that has room for it."""
-        row = Row(request, self._eos_token_ids, self.max_model_len)
-        if reason := row.finish_reason():  # a continuation with nothing left to do
-            self._ready.append(StepOutput(request.request_id, (), reason))
-            return
-        self._sampling[request.request_id] = SamplingRow(request.params, row.tokens, row.prompt_tokens)
-        self._scheduler.add(row)
-
-    def step(self) -> list[StepOutput]:
-        """Compute one packed pass, and what it gives."""
-        outputs, self._ready = self._ready, []
-        plan = self._scheduler.plan()
-        if not plan.decodes and not plan.chunks:
-            return outputs
-        rows, logits = self._forward(plan)
-        self._scheduler.done(plan)
-        if rows:
-            outputs += self._sample(rows, logits)
-        return outputs
-
-    def abort(self, request_id: RequestId) -> None:
-        """Drop a request before the next step."""
-        self._ready = [output for output in self._ready if output.request_id != request_id]
-        self._sampling.pop(request_id, None)
-        self._scheduler.remove(request_id)
-
-    def has_work(self) -> bool:
-        """Whether any request is running or queued, or an end waits to be told."""
-        return bool(self._scheduler.running or self._scheduler.queued or self._ready)
 
     def stats(self) -> EngineStats:
-        """Requests, the arena's use, and what shared prefixes saved."""
-        scheduler = self._scheduler
-        details = {
-            "cache_tokens": scheduler.total_tokens,
-            "cache_tokens_used": scheduler.used_tokens,
-            "prefix_hits": scheduler.prefix_hits,
-            "prefix_tokens": scheduler.prefix_tokens,
-            "preemptions": scheduler.preemptions,
-            "attention_kernel": self._compiled,
-        }
-        return EngineStats(len(scheduler.running), scheduler.queued, details)
+        """Also whether the compiled kernel attends."""
+        stats = super().stats()
+        return replace(stats, details={**stats.details, "attention_kernel": self._compiled})
 
     def close(self) -> None:
         """Drop all requests, and give the model its attention back. Idempotent."""
         self._model.set_attn_implementation(self._attention_before)
-        self._scheduler.clear()
-        self._sampling.clear()
-        self._ready.clear()
-
-    # ---- one step -------------------------------------------------------------------------------------------------
+        super().close()
 
     @torch.inference_mode()
     def _forward(self, plan: Plan) -> tuple[list[Row], Tensor]:
@@ -182,82 +115,7 @@ class DenseEngine:
             ).logits[0]
         return rows, logits
 
-    def _tensor(self, values: Sequence[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self._device)
-
-    @torch.inference_mode()
-    def _sample(self, rows: list[Row], logits: Tensor) -> list[StepOutput]:
-        sampled = self._sampler.sample(logits.float(), [self._sampling[row.request.request_id] for row in rows])
-        outputs = []
-        for index, (row, token_id) in enumerate(zip(rows, sampled.token_ids, strict=True)):
-            row.tokens.append(token_id)
-            reason = row.finish_reason()
-            if reason is not None:
-                self._scheduler.remove(row.request.request_id)
-                del self._sampling[row.request.request_id]
-            outputs.append(StepOutput(row.request.request_id, (token_id,), reason, logprobs=sampled.of(index)))
-        return outputs
-
 
 def _span(row: Row, count: int) -> Span:
     assert row.region is not None
     return Span(row.region, row.computed, count)
-
-
-def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The engine's options, with the right types.
-
-    Raises:
-        InvalidParameter
-    """
-    checked: dict[str, Any] = {}
-    for name, value in options.items():
-        kind = OPTIONS.get(name)
-        if kind is None:
-            raise InvalidParameter(f"The dense engine has no option {name!r}; it has {', '.join(OPTIONS)}.")
-        right = isinstance(value, bool) if kind is bool else isinstance(value, int | float) and value > 0
-        if not right or (isinstance(value, bool) and kind is not bool):
-            what = "true or false" if kind is bool else "a number above 0"
-            raise InvalidParameter(f"The dense engine's option {name} must be {what}, not {value!r}.")
-        checked[name] = kind(value)
-    return checked
-
-
-@torch.inference_mode()
-def layer_shapes(model: Any) -> list[LayerShape]:
-    """The geometry of each layer's cache, from a pass of two tokens through the untouched model.
-
-    Raises:
-        StartFailed: its cache is not one of keys and values alone.
-    """
-    ids = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
-    cache = model(input_ids=ids, use_cache=True).past_key_values
-    layers = getattr(cache, "layers", None)
-    if not layers or any(getattr(layer, "keys", None) is None for layer in layers):
-        raise StartFailed("The model's cache does not consist of keys and values alone, so its rows cannot be batched.")
-    return [LayerShape(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]) for layer in layers]
-
-
-def _arena_tokens(
-    shapes: Sequence[LayerShape], model: Any, config: EngineConfig, options: Mapping[str, Any], max_model_len: int
-) -> int:
-    """How many tokens the arena gets: what was asked for, or a fair share of what is free.
-
-    Raises:
-        StartFailed: not even the smallest region fits.
-    """
-    per_token: int = sum(shape.numbers_per_token for shape in shapes) * model.dtype.itemsize
-    if "cache_gib" in options:
-        budget = int(options["cache_gib"] * 2**30)
-    elif model.device.type == "cuda":
-        budget = int(torch.cuda.mem_get_info(model.device)[0] * 0.8)
-    else:
-        budget = int(psutil.virtual_memory().available * MEMORY_SHARE * config.machine_share)
-    # Regions are powers of two, so rows of the full length may need twice as much.
-    tokens = min(budget // per_token, 2 * config.max_batch * (max_model_len + MIN_CAPACITY))
-    if tokens < MIN_CAPACITY:
-        raise StartFailed(
-            f"There is no memory for keys and values: one token takes {per_token:,} bytes, and the budget is "
-            f"{budget:,} bytes. Give it more with --engine-option cache_gib=N."
-        )
-    return tokens
