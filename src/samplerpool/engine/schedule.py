@@ -233,7 +233,7 @@ class Scheduler:
         return self._index.find(row.tokens, len(row.tokens) - 1)
 
     def _place(self, row: Row, prefix: Prefix | None, usable: int, plan: Plan) -> bool:
-        need = min(len(row.tokens) + ROOM_AHEAD, max(row.limit, len(row.tokens)))
+        need = self._room_for(row)
         if prefix is not None:
             self._index.used(prefix)
         region = self._take(need, spare=prefix)
@@ -254,6 +254,10 @@ class Scheduler:
         return True
 
     # ---- memory ---------------------------------------------------------------------------------------------------
+
+    def _room_for(self, row: Row) -> int:
+        """Tokens that a row gets room for when it is admitted."""
+        return min(len(row.tokens) + ROOM_AHEAD, max(row.limit, len(row.tokens)))
 
     def _make_room(self, row: Row, plan: Plan) -> None:
         """See that the row's next tokens fit into its region."""
