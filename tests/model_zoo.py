@@ -31,6 +31,7 @@ COMMON: dict[str, Any] = {
 FEW_EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
 GPT: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512}
 FALCON: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+XGLM: dict[str, Any] = {"d_model": 32, "ffn_dim": 48, "num_layers": 2, "attention_heads": 4}
 SLIDING_AND_FULL = ["sliding_attention", "full_attention"]
 LATENT: dict[str, Any] = {
     "num_key_value_heads": 4,
@@ -54,7 +55,7 @@ class Entry:
 
     Args:
         model_type: as transformers calls it.
-        method: how the engines run it: ``packed`` (the dense engine) or ``sequential``.
+        method: how the engines run it: ``packed`` (the dense engine), ``padded`` or ``sequential``.
         options: of its configuration, beside ``COMMON``.
         common: whether it calls its sizes as most do.
     """
@@ -136,12 +137,17 @@ ZOO: dict[str, Entry] = {
     "mixtral": Entry("mixtral", options={"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}),
     "qwen3-moe": Entry("qwen3_moe", options={"num_experts": 4, **FEW_EXPERTS}),
     "glm4": Entry("glm4", options={"pad_token_id": 0}),
-    "gpt-j": Entry("gptj", "sequential", {**GPT, "rotary_dim": 4}, common=False),
-    "codegen": Entry("codegen", "sequential", {**GPT, "n_ctx": 512, "rotary_dim": 4}, common=False),
-    "falcon": Entry("falcon", "sequential", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}, False),
-    "falcon-alibi": Entry("falcon", "sequential", {**FALCON, "alibi": True}, common=False),
-    "bloom": Entry("bloom", "sequential", {"hidden_size": 32, "n_layer": 2, "n_head": 4}, common=False),
-    "mpt": Entry("mpt", "sequential", {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 512}, common=False),
+    "gpt-j": Entry("gptj", "padded", {**GPT, "rotary_dim": 4}, common=False),
+    "codegen": Entry("codegen", "padded", {**GPT, "n_ctx": 512, "rotary_dim": 4}, common=False),
+    "falcon": Entry("falcon", "padded", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}, False),
+    "falcon-multi-query": Entry("falcon", "padded", FALCON, common=False),
+    "falcon-alibi": Entry(
+        "falcon", "padded", {**FALCON, "alibi": True, "multi_query": False, "parallel_attn": False, "bias": True}, False
+    ),
+    "bloom": Entry("bloom", "padded", {"hidden_size": 32, "n_layer": 2, "n_head": 4}, common=False),
+    "mpt": Entry("mpt", "padded", {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 512}, common=False),
+    "gpt-neox-japanese": Entry("gpt_neox_japanese", "padded", {"intermediate_multiple_size": 2}),
+    "xglm": Entry("xglm", "padded", XGLM, common=False),
     "deepseek-v2": Entry("deepseek_v2", options=LATENT),
     "deepseek-v3": Entry("deepseek_v3", options=LATENT),
     "phi3-longrope": Entry(
@@ -201,19 +207,19 @@ ZOO: dict[str, Entry] = {
 }
 
 
-def config_of(name: str) -> Any:
-    """A new configuration of a model of the zoo."""
+def config_of(name: str, **changes: Any) -> Any:
+    """A new configuration of a model of the zoo, with changes if there are any."""
     entry = ZOO[name]
-    options = {**(COMMON if entry.common else {"vocab_size": VOCABULARY}), **entry.options}
+    options = {**(COMMON if entry.common else {"vocab_size": VOCABULARY}), **entry.options, **changes}
     return AutoConfig.for_model(
         entry.model_type, **{"bos_token_id": 1, "eos_token_id": None, "tie_word_embeddings": False, **options}
     )
 
 
-def build(name: str) -> Any:
+def build(name: str, **changes: Any) -> Any:
     """A new model of the zoo, always with the same weights: float32, in evaluation mode, on the CPU."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config_of(name), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config_of(name, **changes), dtype=torch.float32)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             _draw_weights(parameter_name, parameter)

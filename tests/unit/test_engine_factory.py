@@ -15,7 +15,13 @@ from samplerpool.config.arguments import EngineConfig  # noqa: E402
 from samplerpool.engine import dense, dense_attention  # noqa: E402
 from samplerpool.engine.base import Engine, EngineRequest  # noqa: E402
 from samplerpool.engine.factory import build_engine  # noqa: E402
-from samplerpool.engine.probe import choose_method, plain_answers, why_answers_differ  # noqa: E402
+from samplerpool.engine.padded import PaddedEngine  # noqa: E402
+from samplerpool.engine.probe import (  # noqa: E402
+    choose_method,
+    padding_obstacles,
+    plain_answers,
+    why_answers_differ,
+)
 from samplerpool.errors import InvalidParameter, StartFailed  # noqa: E402
 from tests.engine_contract import drive, params  # noqa: E402
 from tests.model_zoo import ZOO, build, prompt_of, reference_greedy  # noqa: E402
@@ -72,7 +78,16 @@ def test_auto_picks_the_dense_engine_on_cpu_and_says_why(pick: Any, warnings: li
     assert answer(engine) == reference_greedy(build("qwen3"), prompt_of(9), 6).token_ids
 
 
-@pytest.mark.parametrize(("name", "why"), [("mamba", "carries a state"), ("bloom", "attention interface")])
+def test_a_model_with_an_attention_of_its_own_gets_the_padded_engine(pick: Any, warnings: list[str]) -> None:
+    automatic, asked_for = pick("bloom"), pick("bloom", "dense")
+    assert (automatic.name, asked_for.name, warnings) == ("padded", "padded", [])
+    why = "its attention does not go through transformers' attention interface"
+    assert automatic.stats().details["picked"] == why
+    assert asked_for.stats().details["picked"] == f"it was asked for as dense, and {why}"
+    assert answer(automatic) == reference_greedy(build("bloom"), prompt_of(9), 6).token_ids
+
+
+@pytest.mark.parametrize(("name", "why"), [("mamba", "carries a state"), ("gpt-neo", "it looks at windows of tokens")])
 def test_auto_warns_of_models_that_cannot_be_batched(pick: Any, warnings: list[str], name: str, why: str) -> None:
     engine = pick(name)
     assert engine.name == "sequential"
@@ -89,9 +104,11 @@ def test_an_engine_by_its_name(pick: Any, warnings: list[str], name: str) -> Non
     assert (engine.name, engine.stats().details["picked"], warnings) == (name, "it was asked for", [])
 
 
-def test_the_dense_engine_by_name_refuses_what_it_cannot_batch(pick: Any) -> None:
-    with pytest.raises(StartFailed, match=r"dense engine cannot run a MambaForCausalLM: it carries a state"):
-        pick("mamba", "dense")
+@pytest.mark.parametrize(("name", "why"), [("mamba", "it carries a state"), ("gpt-neo", "its attention .* windows")])
+def test_the_dense_engine_by_name_refuses_what_it_cannot_batch(pick: Any, name: str, why: str) -> None:
+    kind = type(build(name)).__name__
+    with pytest.raises(StartFailed, match=f"dense engine cannot run a {kind}: {why}"):
+        pick(name, "dense")
 
 
 def test_a_changing_rotary_embedding_limits_the_length_unless_more_is_asked_for(pick: Any, warnings: list[str]) -> None:
@@ -101,11 +118,14 @@ def test_a_changing_rotary_embedding_limits_the_length_unless_more_is_asked_for(
     assert "--max-model-len 512" in warnings[0]
     longer = pick("phi3-longrope", max_model_len=100)
     assert (longer.name, longer.max_model_len) == ("sequential", 100)
+    slow = "requests are computed one after the other, which is slow"
+    assert warnings[1:] == [f"warning: {slow}, because its rotary embedding changes beyond 16 tokens"]
 
 
-def test_dynamic_rotary_embeddings_reach_further_than_the_model_was_trained(pick: Any) -> None:
+def test_dynamic_rotary_embeddings_reach_further_than_the_model_was_trained(pick: Any, warnings: list[str]) -> None:
     assert pick("llama-dynamic").name == "dense"
     assert pick("llama-dynamic", max_model_len=64).name == "sequential"
+    assert "one after the other, which is slow, because its rotary embedding changes beyond 16" in warnings[-1]
     with pytest.raises(InvalidParameter, match=r"max_model_len=65 is more than the model's 64 positions"):
         pick("llama-dynamic", max_model_len=65)
 
@@ -120,19 +140,30 @@ def break_the_dense_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(dense.AttentionInterface._global_mapping, dense_attention.IMPLEMENTATION, wrong)
 
 
-def test_an_engine_with_wrong_answers_is_not_picked(
+def test_where_the_dense_engine_is_wrong_the_padded_one_is_picked(
     pick: Any, warnings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_the_dense_engine(monkeypatch)
     model = build("llama")
     before = model.config._attn_implementation
     engine = pick("llama", a_model=model)
+    assert engine.name == "padded"
+    assert "the dense engine cannot run it: it computes other" in engine.stats().details["picked"]
+    assert warnings == []
+    assert model.config._attn_implementation == before
+    assert answer(engine) == reference_greedy(build("llama"), prompt_of(9), 6).token_ids
+
+
+def test_an_engine_with_wrong_answers_is_not_picked(
+    pick: Any, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_the_dense_engine(monkeypatch)
+    engine = pick("mistral-window")  # which the padded engine is no choice for
     assert engine.name == "sequential"
     assert "the dense engine cannot run it: it computes other" in engine.stats().details["picked"]
     assert "the dense engine cannot run it" in warnings[0]
     assert warnings[1] == "warning: the sequential engine has no options; ignored: cache_gib"
-    assert model.config._attn_implementation == before
-    assert answer(engine) == reference_greedy(build("llama"), prompt_of(9), 6).token_ids
+    assert answer(engine) == reference_greedy(build("mistral-window"), prompt_of(9), 6).token_ids
 
 
 def test_an_engine_with_wrong_answers_is_refused_by_name(pick: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,15 +172,29 @@ def test_an_engine_with_wrong_answers_is_refused_by_name(pick: Any, monkeypatch:
         pick("llama", "dense")
 
 
-@pytest.mark.parametrize("name", [name for name, entry in ZOO.items() if entry.method == "sequential"])
-def test_the_probe_notices_what_the_flags_would_have_let_through(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name, entry in ZOO.items() if entry.method != "packed"])
+def test_the_probe_notices_what_the_dense_engine_cannot_run(name: str) -> None:
     """Many of these models run in the packed form without an error, and are silently wrong."""
+    assert not is_right(dense.DenseEngine, name)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_flags_and_probe_say_the_same_of_padding(name: str) -> None:
+    """The probe's prompts are shorter than real windows, so flags must find those."""
+    method = choose_method(build(name), max_model_len=64)
+    has_windows = any(padding_obstacles(build(name)))
+    assert is_right(PaddedEngine, name) == (method.name != "sequential" and not has_windows)
+
+
+def is_right(engine: Any, name: str) -> bool:
+    """Whether an engine can be built for a model of the zoo, and passes the probe."""
     model = build(name)
     expected = plain_answers(model)
     config = EngineConfig(engine="dense", max_batch=4, options={"cache_gib": 0.05})
     try:
-        engine = dense.DenseEngine(model, config, eos_token_ids=frozenset(), max_model_len=64)
-    except (StartFailed, AttributeError):
-        return
-    assert why_answers_differ(engine, expected) is not None
-    engine.close()
+        built = engine(model, config, eos_token_ids=frozenset(), max_model_len=64)
+    except StartFailed:
+        return False
+    right = why_answers_differ(built, expected) is None
+    built.close()
+    return right

@@ -1,21 +1,25 @@
 """Which engine a worker runs. Light to import: an engine's module is imported when it is built.
 
 ``auto`` takes the best one that computes what the model computes: on CUDA the paged engine; else, or where that cannot
-run the model, the dense one; for models that cannot be batched the sequential one, with a warning. Flags say which
-engine is tried, and a probe whether its answers are right (``engine/probe.py``).
+run the model, the dense one; the padded one, which ``dense`` means too, for models with an attention of their own; for
+models that cannot be batched the sequential one, with a warning. Flags say which engine is tried, and a probe whether
+its answers are right (``engine/probe.py``).
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from samplerpool.config.arguments import ENGINES, EngineConfig
 from samplerpool.engine.base import Engine, EngineRequest, EngineStats, PromptRenderer, RequestId, StepOutput
 from samplerpool.errors import InvalidParameter, StartFailed
+
+if TYPE_CHECKING:
+    from samplerpool.engine.probe import Method
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +100,11 @@ def build_engine(
     if model is None or renderer is None:
         raise InvalidParameter(f"The engine {config.engine!r} needs a model; only the scripted one runs without.")
     choice = _Choice(config, model, renderer.codec.eos_token_ids, on_progress or (lambda _: None))
-    return choice.automatic() if config.engine == "auto" else choice.asked_for(config.engine)
+    engine = choice.automatic() if config.engine == "auto" else choice.asked_for(config.engine)
+    from samplerpool.engine.openmp import release_threads
+
+    release_threads()  # the engine steps on another thread
+    return engine
 
 
 class _Choice:
@@ -139,7 +147,7 @@ class _Choice:
         if method.name == "sequential":
             return self._sequential(method.reason)
         failures = ""
-        for name in ("paged", "dense") if self._model.device.type == "cuda" else ("dense",):
+        for name in self._candidates(method):
             try:
                 return self._try(name, length, f"{method.reason}{failures}")
             except StartFailed as error:
@@ -147,6 +155,15 @@ class _Choice:
                     raise
                 failures += f"; the {name} engine cannot run it: {error.data['reason']}"
         return self._sequential(failures.removeprefix("; "))
+
+    def _candidates(self, method: Method) -> Iterator[str]:
+        """Engines that compute many rows at a time, the best one first."""
+        from samplerpool.engine.probe import padding_obstacles
+
+        if method.name == "packed":
+            yield from ("paged", "dense") if self._model.device.type == "cuda" else ("dense",)
+        if not any(padding_obstacles(self._model)):
+            yield "padded"
 
     def _dense(self, length: int, reason: str) -> Engine:
         from samplerpool.engine.probe import choose_method
@@ -158,6 +175,8 @@ class _Choice:
                 "Use --engine sequential, or auto.",
                 reason=method.reason,
             )
+        if method.name == "padded":
+            return self._try("padded", length, f"{reason} as dense, and {method.reason}")
         return self._try("dense", length, reason)
 
     def _try(self, name: str, length: int, reason: str) -> Engine:
@@ -188,6 +207,10 @@ class _Choice:
             from samplerpool.engine.dense import DenseEngine
 
             return DenseEngine(self._model, self._config, **arguments)
+        if name == "padded":
+            from samplerpool.engine.padded import PaddedEngine
+
+            return PaddedEngine(self._model, self._config, **arguments)
         if name == "sequential":
             from samplerpool.engine.sequential import SequentialEngine
 

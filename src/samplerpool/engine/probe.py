@@ -17,6 +17,7 @@ from torch import Tensor
 
 from samplerpool.config.sampling import resolve, sampling_params
 from samplerpool.engine.base import Engine, EngineRequest
+from samplerpool.engine.sequential import forward_arguments
 from samplerpool.errors import SamplerPoolError, StartFailed
 from samplerpool.types import TokenLogprobs
 
@@ -28,17 +29,23 @@ GREEDY_TOLERANCE = 0.25
 LOGPROBS_TOLERANCE = {torch.float32: 0.01, torch.float64: 0.01}
 """How far log-probabilities may lie apart on average, in the same unit, by dtype; else as far as tokens may."""
 
+OWN_ATTENTION = "its attention does not go through transformers' attention interface"
+WINDOWS = ("sliding_window", "attention_window", "attention_chunk_size", "local_attention", "block_size")
+"""Fields of configurations that limit how far back a layer looks."""
+
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """How a model can be run: ``packed`` (many rows in one forward pass) or ``sequential`` (one row at a time).
+    """How a model can be run.
 
     Args:
+        name: ``packed`` (many rows in one forward pass, without padding), ``padded`` (the same by the model's own
+            attention, all rows as long as the longest) or ``sequential`` (one row at a time).
         reason: why, for people; goes on behind "because".
-        longest: for ``sequential``, a ``max_model_len`` with which it would be ``packed``, if there is one.
+        longest: for ``sequential``, a ``max_model_len`` with which it would be one of the others, if there is one.
     """
 
-    name: Literal["packed", "sequential"]
+    name: Literal["packed", "padded", "sequential"]
     reason: str
     longest: int | None = None
 
@@ -54,7 +61,11 @@ def choose_method(model: Any, max_model_len: int) -> Method:
     limit = _fixed_rope_limit(model.config.get_text_config())
     if limit is not None and max_model_len > limit:
         return Method("sequential", f"its rotary embedding changes beyond {limit:,} tokens", longest=limit)
-    return Method("packed", "its attention goes through transformers' attention interface")
+    if model._can_set_attn_implementation():
+        return Method("packed", "its attention goes through transformers' attention interface")
+    for obstacle in padding_obstacles(model):
+        return Method("sequential", f"{OWN_ATTENTION}, and {obstacle}")
+    return Method("padded", OWN_ATTENTION)
 
 
 def _obstacles(model: Any) -> Iterator[str]:
@@ -71,8 +82,20 @@ def _obstacles(model: Any) -> Iterator[str]:
     }
     if kinds:
         yield f"it has layers of the kind {', '.join(sorted(kinds))}"
-    if not model._can_set_attn_implementation():
-        yield "its attention does not go through transformers' attention interface"
+
+
+def padding_obstacles(model: Any) -> Iterator[str]:
+    """What keeps a model's own attention from taking rows of different lengths with padding behind the shorter ones."""
+    config = model.config.get_text_config()
+    layers = getattr(config, "attention_layers", None) or ()
+    if any(getattr(config, name, None) for name in WINDOWS) or "local" in layers:
+        yield "it looks at windows of tokens"
+    if config._attn_implementation not in ("eager", "sdpa"):
+        yield f"its attention implementation {config._attn_implementation!r} has a way of its own with padding"
+    if not {"attention_mask", "past_key_values"} <= forward_arguments(model):
+        yield "it does not take a mask and a cache"
+    if not type(model).__module__.startswith("transformers."):
+        yield "its code is not of transformers, so nobody knows what else it looks at"
 
 
 def _fixed_rope_limit(config: Any) -> int | None:

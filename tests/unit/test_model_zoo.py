@@ -1,4 +1,4 @@
-"""The dense engine computes what transformers computes, for every architecture that it batches, alone and mixed."""
+"""The engines that batch compute what transformers computes, for every architecture, alone and mixed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,21 @@ pytest.register_assert_rewrite("tests.engine_contract", "tests.model_zoo")
 
 from samplerpool.config.arguments import EngineConfig  # noqa: E402
 from samplerpool.engine.base import EngineRequest  # noqa: E402
+from samplerpool.engine.batched import BatchedEngine  # noqa: E402
 from samplerpool.engine.dense import DenseEngine  # noqa: E402
+from samplerpool.engine.padded import PaddedEngine  # noqa: E402
 from tests.engine_contract import drive, params  # noqa: E402
 from tests.model_zoo import ZOO, Reference, assert_same_answer, assert_varied, build, prompt_of  # noqa: E402
 from tests.model_zoo import reference_greedy as greedy  # noqa: E402
 
 LENGTHS = (3, 9, 17, 30)
 NEW_TOKENS = 12
-PACKED = [name for name, entry in ZOO.items() if entry.method == "packed"]
+BATCHED = [name for name, entry in ZOO.items() if entry.method != "sequential"]
+WAYS = [
+    pytest.param(name, kernel, id=f"{name}-{'kernel' if kernel else 'torch'}")
+    for name in BATCHED
+    for kernel in ([False, True] if ZOO[name].method == "packed" else [False])
+]
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +47,7 @@ def expected(name: str) -> list[Reference]:
     return [greedy(model, prompt_of(length), NEW_TOKENS) for length in LENGTHS]
 
 
-class Watched(DenseEngine):
+class Watch(BatchedEngine):
     """Keeps the logits that each request's tokens were taken from."""
 
     seen: dict[Any, list[Tensor]]
@@ -51,14 +58,23 @@ class Watched(DenseEngine):
         return super()._sample(rows, logits)
 
 
-def watched(name: str, **options: Any) -> Watched:
+class WatchedDense(Watch, DenseEngine):
+    pass
+
+
+class WatchedPadded(Watch, PaddedEngine):
+    pass
+
+
+def watched(name: str, **options: Any) -> Watch:
+    kind = WatchedDense if ZOO[name].method == "packed" else WatchedPadded
     config = EngineConfig(engine="dense", max_batch=8, options={"cache_gib": 0.05, **options})
-    engine = Watched(build(name), config, eos_token_ids=frozenset(), max_model_len=64)
+    engine = kind(build(name), config, eos_token_ids=frozenset(), max_model_len=64)
     engine.seen = {}
     return engine
 
 
-def answers_of(engine: Watched, numbers: list[int], *, apart: bool = False) -> dict[int, Reference]:
+def answers_of(engine: Watch, numbers: list[int], *, apart: bool = False) -> dict[int, Reference]:
     """Greedy answers to some of the prompts, together, or with the last one coming while the others run."""
     requests = [
         EngineRequest((0, number), tuple(prompt_of(LENGTHS[number])), params(max_new_tokens=NEW_TOKENS))
@@ -71,24 +87,27 @@ def answers_of(engine: Watched, numbers: list[int], *, apart: bool = False) -> d
     return {n: Reference(answers[0, n].token_ids, torch.stack(engine.seen[0, n]).float()) for n in numbers}
 
 
-@pytest.mark.parametrize("name", PACKED)
-class TestDenseEngine:
-    def test_answers_vary(self, name: str) -> None:
-        assert_varied(expected(name))
+@pytest.mark.parametrize("name", BATCHED)
+def test_answers_vary(name: str) -> None:
+    assert_varied(expected(name))
 
-    @pytest.mark.parametrize("kernel", [False, True], ids=["torch", "kernel"])
-    def test_mixed_batches(self, name: str, kernel: bool) -> None:
-        engine = watched(name, prefix_cache=False, kernel=kernel)
-        everything = answers_of(engine, list(range(len(LENGTHS))))
-        for number, answer in answers_of(engine, [2, 0, 3], apart=True).items():
-            assert_same_answer(answer, expected(name)[number])
-        for number, answer in everything.items():
-            assert_same_answer(answer, expected(name)[number])
-        engine.close()
 
-    def test_alone_in_small_chunks_and_again_from_the_prefix_cache(self, name: str) -> None:
-        engine = watched(name, prefill_chunk=7, step_tokens=7)
-        for number in (3, 1, 3):
-            (answer,) = answers_of(engine, [number]).values()
-            assert_same_answer(answer, expected(name)[number])
-        engine.close()
+@pytest.mark.parametrize(("name", "kernel"), WAYS)
+def test_mixed_batches(name: str, kernel: bool) -> None:
+    engine = watched(name, prefix_cache=False, kernel=kernel)
+    everything = answers_of(engine, list(range(len(LENGTHS))))
+    for number, answer in answers_of(engine, [2, 0, 3], apart=True).items():
+        assert_same_answer(answer, expected(name)[number])
+    for number, answer in everything.items():
+        assert_same_answer(answer, expected(name)[number])
+    engine.close()
+
+
+@pytest.mark.parametrize("name", BATCHED)
+def test_alone_and_mixed_in_small_chunks_and_again_from_the_prefix_cache(name: str) -> None:
+    engine = watched(name, prefill_chunk=7, step_tokens=7)
+    answers = [answers_of(engine, [3]), answers_of(engine, [0, 1, 2], apart=True), answers_of(engine, [3])]
+    for number, answer in (item for some in answers for item in some.items()):
+        assert_same_answer(answer, expected(name)[number])
+    assert engine.stats().details["prefix_hits"] == 1
+    engine.close()
