@@ -17,6 +17,7 @@ from torch import Tensor
 
 from samplerpool.engine import kernels
 from samplerpool.engine.kernels import DecodePlan, decode_attention
+from samplerpool.engine.openmp import openmp_parallel
 
 pytest.importorskip("numba")
 
@@ -247,7 +248,7 @@ def test_pointers_of_other_rows_are_refused() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc")
 def test_the_threads_are_those_of_torch(two_threads: None) -> None:
-    assert kernels._parallel() is not None, torch.__config__.parallel_info()
+    assert openmp_parallel() is not None, torch.__config__.parallel_info()
     matrix = torch.randn(400, 400)
     slab = Slab.random([600] * 8, 3, 64, 64, capacity=600)
     query, out = torch.randn(8, 9, 64), torch.empty(8, 9, 64)

@@ -1,8 +1,8 @@
 """Attention of decode rows on the CPU: each row's query over exactly the keys that it has.
 
 torch's own means pad every row of a batch to the longest; this kernel reads what is there and no more, so it runs at
-the speed of memory. It is compiled by numba (extra ``fast``) at first use and cached on disk. Its threads are those of
-torch's own OpenMP pool: a second pool on the same cores would fight with it.
+the speed of memory. It is compiled by numba (extra ``fast``) at first use and cached on disk, and runs on torch's own
+OpenMP threads.
 
     plan = DecodePlan(lengths, key_pointers, value_pointers, key_strides, value_strides)   # once a step
     plan.run(query, out, layer=layer, kv_heads=3, scaling=0.125)                           # once a layer
@@ -20,12 +20,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from samplerpool.config.folders import cache_folder
+from samplerpool.engine.openmp import openmp_parallel
+
+_Built = TypeVar("_Built")
 
 _SMALL_WORK = 50_000
 """Multiplications below which waking the other threads costs more than they save."""
@@ -77,20 +80,10 @@ def _kernel() -> _Kernel:
 @lru_cache(maxsize=1)
 def _load() -> _Kernel | str:
     """The kernel, or the reason why there is none."""
-    try:
-        import numba
-    except ImportError as error:
-        return f"numba cannot be imported ({error}); install samplerpool[fast]"
-    folder = _writable_cache(numba.__version__)
-    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder or "")
-    try:
-        from samplerpool.engine import kernels_compiled
-
-        compiled = kernels_compiled.compile_kernel(cache=folder is not None)
-    except Exception as error:  # whatever a compiler of another release or on another CPU stumbles over: go without
-        return f"numba {numba.__version__} cannot compile it ({type(error).__name__}: {error})"
-    finally:
-        numba.config.CACHE_DIR = before
+    built = compile_cached(_build)
+    if isinstance(built, str):
+        return built
+    compiled, kernels_compiled = built
     return _Kernel(
         call=ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled.address),
         address=compiled.address,
@@ -100,13 +93,35 @@ def _load() -> _Kernel | str:
     )
 
 
+def _build(cache: bool) -> tuple[Any, Any]:
+    from samplerpool.engine import kernels_compiled
+
+    return kernels_compiled.compile_kernel(cache=cache), kernels_compiled
+
+
+def compile_cached(build: Callable[[bool], _Built]) -> _Built | str:
+    """What ``build`` makes of numba, told whether numba may use its cache; or the reason why there is nothing."""
+    try:
+        import numba
+    except ImportError as error:
+        return f"numba cannot be imported ({error}); install samplerpool[fast]"
+    folder = _writable_cache(numba.__version__)
+    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder or "")
+    try:
+        return build(folder is not None)
+    except Exception as error:  # whatever a compiler of another release or on another CPU stumbles over: go without
+        return f"numba {numba.__version__} cannot compile it ({type(error).__name__}: {error})"
+    finally:
+        numba.config.CACHE_DIR = before
+
+
 def _writable_cache(numba_version: str) -> Path | None:
-    """Where the compiled kernel is kept: one folder for each state of its source, as numba looks at one file only.
+    """Where compiled kernels are kept: one folder for each state of their sources, as numba looks at one file only.
 
     Workers that start together each compile, and replace the file in one step.
     """
     digest = hashlib.sha256(numba_version.encode())
-    for name in ("kernels_compiled.py", "kernels_simd.py"):
+    for name in ("kernels_compiled.py", "kernels_simd.py", "small_ops_compiled.py"):
         digest.update(Path(__file__).with_name(name).read_bytes())
     folder = cache_folder() / "kernels" / digest.hexdigest()[:16]
     try:
@@ -114,24 +129,6 @@ def _writable_cache(numba_version: str) -> Path | None:
     except OSError:
         return None
     return folder if os.access(folder, os.W_OK | os.X_OK) else None
-
-
-@lru_cache(maxsize=1)
-def _parallel() -> Callable[[int, int, int, int], None] | None:
-    """``GOMP_parallel`` of the OpenMP library that torch itself is linked to; None if torch has another kind of pool.
-
-    Looked up through torch's library, whose dependencies the lookup follows: so it is the same copy, and the same pool.
-    """
-    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
-    if "ATen parallel backend: OpenMP" not in torch.__config__.parallel_info():
-        return None
-    try:
-        function = ctypes.CDLL(str(library), mode=os.RTLD_NOLOAD | os.RTLD_NOW).GOMP_parallel
-    except (OSError, AttributeError):
-        return None
-    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-    function.restype = None
-    return function
 
 
 # ---- its use -------------------------------------------------------------------------------------------------------
@@ -181,7 +178,7 @@ class DecodePlan:
         self._layers = min((len(table) for table in self._tables if table.dim() == 2), default=1)
         self._keys = int(self._lengths.sum())
         self._threads = threads or torch.get_num_threads()
-        self._parallel = _parallel() if self._threads > 1 else None
+        self._parallel = openmp_parallel() if self._threads > 1 else None
         self._shape: tuple[int, int, int] | None = None
         self._argument = ctypes.create_string_buffer(self._kernel.argument.size)
         self._argument_address = ctypes.addressof(self._argument)

@@ -46,7 +46,7 @@ BLOCK = 256
 LOWEST = -1.0e30
 """Below any score, and finite: differences of it stay numbers."""
 
-AHEAD = 1024
+AHEAD = 4096
 """Bytes between what is read and what is asked for meanwhile: the processor's own guesses stop at each page's end."""
 
 ARGUMENT = "=23q2f"
