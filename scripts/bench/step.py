@@ -31,16 +31,18 @@ from transformers import AttentionInterface
 
 from samplerpool.config.arguments import EngineConfig, ModelArguments
 from samplerpool.config.sampling import resolve, sampling_params
+from samplerpool.engine import fused_layers, small_ops
 from samplerpool.engine.base import BATCH, EngineRequest
 from samplerpool.engine.dense import DenseEngine
 from samplerpool.engine.dense_attention import IMPLEMENTATION, ArenaCache, packed_attention
+from samplerpool.engine.packed_weight import PackedWeight
 from samplerpool.engine.row_sampler import RowSampler
 from samplerpool.model.model_engine import ModelEngine
 
 PARTS: dict[str, str] = {
     "linear": "linear layers",
     "attention": "attention",
-    "cache": "cache writes",
+    "cache": "rotation, cache writes",
     "leaves": "norms, activations",
     "model": "rest of the model",
     "sampling": "sampling",
@@ -89,10 +91,18 @@ def timers(model: Any, engine: Any) -> Iterator[Stopwatch]:
             if next(module.children(), None) is None:
                 part = "linear" if "Linear" in type(module).__name__ else "leaves"
                 stack.enter_context(_replaced(module, "forward", watch, part))
-        stack.enter_context(_replaced(model, "forward", watch, "model"))
-        stack.enter_context(_replaced(ArenaCache, "update", watch, "cache"))
-        stack.enter_context(_replaced(RowSampler, "sample", watch, "sampling"))
-        stack.enter_context(_replaced(engine, "step", watch, "engine"))
+        for owner, name, part in (
+            (model, "forward", "model"),
+            (engine, "step", "engine"),
+            (RowSampler, "sample", "sampling"),
+            (ArenaCache, "update", "cache"),
+            (PackedWeight, "multiply", "linear"),
+            (small_ops, "rotate_and_keep", "cache"),
+            (small_ops, "rms_norm", "leaves"),
+            (small_ops, "gated", "leaves"),
+            (fused_layers, "attend", "attention"),
+        ):
+            stack.enter_context(_replaced(owner, name, watch, part))
         AttentionInterface.register(IMPLEMENTATION, watch.timed("attention", packed_attention))
         stack.callback(AttentionInterface.register, IMPLEMENTATION, packed_attention)
         yield watch

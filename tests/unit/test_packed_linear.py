@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from samplerpool.engine import packed_linear
 from samplerpool.engine.packed_linear import PackedLinear, pack_linears
+from samplerpool.engine.packed_weight import PackedWeight, why_not
 
-pytestmark = pytest.mark.skipif(packed_linear._why_not() is not None, reason=str(packed_linear._why_not()))
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 
 def llama(*, tied: bool) -> LlamaForCausalLM:
@@ -46,11 +46,13 @@ def logits_of(model: Any, ids: Tensor) -> Tensor:
         return model(ids).logits  # type: ignore[no-any-return]
 
 
-def packed_layer(out_features: int, in_features: int, bias: bool = True) -> tuple[nn.Linear, PackedLinear]:
+def packed_layer(
+    out_features: int, in_features: int, bias: bool = True, compiled: bool = True
+) -> tuple[nn.Linear, PackedLinear]:
     layer = nn.Linear(in_features, out_features, bias=bias)
     holder = nn.Sequential(nn.Linear(in_features, out_features, bias=bias))
     holder.load_state_dict({f"0.{name}": value for name, value in layer.state_dict().items()})
-    assert pack_linears(holder).packed == 1
+    assert pack_linears(holder, compiled=compiled).packed == 1
     packed = holder[0]
     assert isinstance(packed, PackedLinear)
     return layer, packed
@@ -59,10 +61,11 @@ def packed_layer(out_features: int, in_features: int, bias: bool = True) -> tupl
 # ---- one layer -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("out_features", "in_features"), [(576, 576), (1536, 576), (513, 1111), (90, 3000)])
-def test_any_number_of_rows(out_features: int, in_features: int, bias: bool) -> None:
-    layer, packed = packed_layer(out_features, in_features, bias)
+def test_any_number_of_rows(out_features: int, in_features: int, bias: bool, compiled: bool) -> None:
+    layer, packed = packed_layer(out_features, in_features, bias, compiled)
     with torch.inference_mode():
         for rows in (1, 2, 3, 8, 33, 200, 1):
             input = torch.randn(rows, in_features)
@@ -146,8 +149,8 @@ def test_packing_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_packing_that_multiplies_wrongly_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Linear(600, 600))
-    right = packed_linear._multiply
-    monkeypatch.setattr(packed_linear, "_multiply", lambda *arguments: right(*arguments) * 1.01)
+    right = PackedWeight.multiply
+    monkeypatch.setattr(PackedWeight, "multiply", lambda *arguments: right(*arguments) * 1.01)
     assert pack_linears(model).packed == 0
     assert type(model[0]) is nn.Linear
 

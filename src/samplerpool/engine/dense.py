@@ -21,6 +21,8 @@ from samplerpool.engine.arena import MIN_CAPACITY, Arena
 from samplerpool.engine.base import EngineStats
 from samplerpool.engine.batched import BatchedEngine, cache_tokens, checked_options, layer_shapes
 from samplerpool.engine.dense_attention import IMPLEMENTATION, ArenaCache, Span, Step, packed_attention
+from samplerpool.engine.fused_layers import FusedLayers
+from samplerpool.engine.packed_group import pack_groups
 from samplerpool.engine.packed_linear import pack_linears
 from samplerpool.engine.schedule import STEP_TOKENS, Plan, Row, Scheduler
 
@@ -78,7 +80,9 @@ class DenseEngine(BatchedEngine):
         on_host = model.device.type == "cpu" and model.dtype == torch.float32
         self._compiled = on_host and options.get("kernel", True) and kernels.available()
         if on_host and options.get("packed_linears", True):
-            pack_linears(model)
+            pack_groups(model, compiled=self._compiled)
+            pack_linears(model, compiled=self._compiled)
+        self._fused = FusedLayers(model, self._cache, self._arena) if self._compiled else None
 
     def stats(self) -> EngineStats:
         """Also whether the compiled kernel attends."""
@@ -87,6 +91,8 @@ class DenseEngine(BatchedEngine):
 
     def close(self) -> None:
         """Drop all requests, and give the model its attention back. Idempotent."""
+        if self._fused is not None:
+            self._fused.undo()
         self._model.set_attn_implementation(self._attention_before)
         super().close()
 

@@ -61,6 +61,23 @@ class Sight:
         return max(0, position + 1 - self.window) if self.window else 0
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """How a layer attends.
+
+    Args:
+        scaling: of the scores.
+        sight: how far back.
+        softcap: scores become ``softcap * tanh(score / softcap)`` (Gemma 2).
+        sinks: shape [heads], one more score a head, which takes weight and has no value (GPT-OSS).
+    """
+
+    scaling: float
+    sight: Sight
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+
 class Step:
     """One packed forward pass: which tokens are whose. Decode rows come first, ordered by region.
 
@@ -69,6 +86,8 @@ class Step:
         decodes: spans of one token.
         chunks: spans of prefill.
         compiled: use the compiled kernel for decode rows (CPU and float32 only).
+
+    ``calls`` lists how the layers attended in it, in their order.
     """
 
     def __init__(
@@ -83,6 +102,7 @@ class Step:
         self._runs: list[tuple[int, Region, list[Span]]] | None = None
         self._biases: dict[tuple[int, Sight, torch.dtype], Tensor | None] = {}
         self._kernel_plans: dict[int, DecodePlan] = {}
+        self.calls: list[Call] = []
 
     def positions(self) -> list[int]:
         """The position of each token."""
@@ -169,6 +189,12 @@ class Step:
         _current.step = None
 
 
+def current_step() -> Step:
+    """The step that this thread is in."""
+    step: Step = _current.step
+    return step
+
+
 class ArenaCache(Cache):  # type: ignore[misc]  # transformers is not typed
     """What the model takes for its ``past_key_values``: writes this step's keys and values into the arena."""
 
@@ -178,7 +204,7 @@ class ArenaCache(Cache):  # type: ignore[misc]  # transformers is not typed
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write, and give back what came: attention reads from the arena."""
-        index = (_current.step.write_index(keys.shape[1]),)
+        index = (current_step().write_index(keys.shape[1]),)
         for target, new in ((self._arena.keys[layer_idx], keys), (self._arena.values[layer_idx], values)):
             target.index_put_(index, new[0].transpose(0, 1).reshape(-1, new.shape[-1]))  # index_copy_ is slow here
         return keys, values
@@ -190,7 +216,7 @@ class ArenaCache(Cache):  # type: ignore[misc]  # transformers is not typed
         """
         if layer_idx is None:
             return 0
-        step: Step = _current.step
+        step = current_step()
         return torch.tensor(step.positions(), device=self._arena.device) - torch.arange(
             step.tokens, device=self._arena.device
         )
@@ -216,36 +242,48 @@ def packed_attention(
     Returns:
         Shape [1, N, heads, value_dim].
     """
-    step: Step = _current.step
-    layer = module.layer_idx
-    shape = step.arena.shapes[layer]
+    step = current_step()
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    sight = sight_of(module, sliding_window)
+    call = Call(scale, sight_of(module, sliding_window), softcap, s_aux)
     rows = query[0].transpose(0, 1)  # [N, heads, dim]
+    if not caches_latents(module):
+        return attend(step, module.layer_idx, rows, call), None
     out = query.new_empty(1, step.tokens, query.shape[1], value.shape[-1])
-    if caches_latents(module):
-        attend_to_latents(step, module, sight, rows, out[0], scale)
-        return out, None
-    count = len(step.decodes)
-    if count:
-        if step.compiled:
-            step.kernel_plan(sight.chunk).run(
-                rows[:count],
-                out[0, :count],
-                kv_heads=shape.kv_heads,
-                scaling=scale,
-                layer=layer,
-                sliding_window=sight.window or None,
-                softcap=softcap,
-                sinks=s_aux,
-            )
-        else:
-            _decode(step, layer, sight, rows[:count], out[0], scale, softcap, s_aux)
-    for chunk in step.chunks:
-        tokens = rows[count : count + chunk.count]
-        _prefill(step, layer, sight, chunk, tokens, out[0, count : count + chunk.count], scale, softcap, s_aux)
-        count += chunk.count
+    attend_to_latents(step, module, call.sight, rows, out[0], scale)
     return out, None
+
+
+def attend(step: Step, layer: int, query: Tensor, call: Call) -> Tensor:
+    """Attention of all tokens of a step, whose keys and values are in the arena already.
+
+    Args:
+        query: shape [tokens, heads, key_dim].
+
+    Returns:
+        Shape [1, tokens, heads, value_dim].
+    """
+    step.calls.append(call)
+    shape = step.arena.shapes[layer]
+    out = query.new_empty(1, step.tokens, query.shape[1], shape.value_dim)
+    count = len(step.decodes)
+    if count and step.compiled:
+        step.kernel_plan(call.sight.chunk).run(
+            query[:count],
+            out[0, :count],
+            kv_heads=shape.kv_heads,
+            scaling=call.scaling,
+            layer=layer,
+            sliding_window=call.sight.window or None,
+            softcap=call.softcap,
+            sinks=call.sinks,
+        )
+    elif count:
+        _decode(step, layer, query[:count], out[0], call)
+    for chunk in step.chunks:
+        tokens = slice(count, count + chunk.count)
+        _prefill(step, layer, chunk, query[tokens], out[0, tokens], call)
+        count += chunk.count
+    return out
 
 
 def sight_of(module: Any, sliding_window: int | None) -> Sight:
@@ -258,47 +296,29 @@ def sight_of(module: Any, sliding_window: int | None) -> Sight:
     return Sight(window=sliding_window or 0)
 
 
-def _decode(
-    step: Step,
-    layer: int,
-    sight: Sight,
-    query: Tensor,
-    out: Tensor,
-    scale: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-) -> None:
+def _decode(step: Step, layer: int, query: Tensor, out: Tensor, call: Call) -> None:
     """Decode rows in pure torch: one grouped matrix product for each run of neighbouring regions."""
     heads = query.shape[1]
     for index, first, spans in step.runs():
         rows, length = len(spans), max(span.end for span in spans)
         keys, values = step.arena.run_views(layer, first, rows, length)
         grouped = query[index : index + rows].reshape(rows, keys.shape[1], heads // keys.shape[1], -1)
-        result = _attend(grouped * scale, keys, values, step.bias(spans, sight, query.dtype), softcap, sinks)
+        bias = step.bias(spans, call.sight, query.dtype)
+        result = _attend(grouped * call.scaling, keys, values, bias, call.softcap, call.sinks)
         out[index : index + rows] = result.reshape(rows, heads, -1)
 
 
-def _prefill(
-    step: Step,
-    layer: int,
-    sight: Sight,
-    chunk: Span,
-    query: Tensor,
-    out: Tensor,
-    scale: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-) -> None:
+def _prefill(step: Step, layer: int, chunk: Span, query: Tensor, out: Tensor, call: Call) -> None:
     """One chunk: the query heads of a kv head are its rows, so keys are not repeated."""
-    first = sight.first(chunk.start)
+    first = call.sight.first(chunk.start)
     keys, values = (view[:, first:] for view in step.arena.views(layer, chunk.region, chunk.end))
     kv_heads, group = keys.shape[0], query.shape[1] // keys.shape[0]
     grouped = query.reshape(chunk.count, kv_heads, group, -1).permute(1, 2, 0, 3)  # [kv, group, tokens, dim]
-    bias = step.chunk_bias(chunk, sight, query.dtype)[:, first:]
-    if softcap or sinks is not None:
-        flat = (grouped * scale).reshape(1, kv_heads, group * chunk.count, -1)
-        repeated = None if sinks is None else sinks.repeat_interleave(chunk.count)
-        result = _attend(flat, keys[None], values[None], bias.repeat(group, 1), softcap, repeated)
+    bias = step.chunk_bias(chunk, call.sight, query.dtype)[:, first:]
+    if call.softcap or call.sinks is not None:
+        flat = (grouped * call.scaling).reshape(1, kv_heads, group * chunk.count, -1)
+        repeated = None if call.sinks is None else call.sinks.repeat_interleave(chunk.count)
+        result = _attend(flat, keys[None], values[None], bias.repeat(group, 1), call.softcap, repeated)
         result = result.view(kv_heads, group, chunk.count, -1)
     else:
         result = functional.scaled_dot_product_attention(
@@ -306,7 +326,7 @@ def _prefill(
             keys[:, None].expand(-1, group, -1, -1),
             values[:, None].expand(-1, group, -1, -1),
             attn_mask=bias,
-            scale=scale,
+            scale=call.scaling,
         )
     out.copy_(result.permute(2, 0, 1, 3).reshape(chunk.count, query.shape[1], -1))
 

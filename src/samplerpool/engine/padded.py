@@ -3,7 +3,8 @@
 Models outside transformers' attention interface (Falcon, Bloom, MPT, GPT-J, CodeGen ...) are given what they expect: a
 rectangle of tokens, a mask, and a cache that returns keys and values. The cache is a slab (``slab``): running rows lie
 side by side, so one view of it is the rectangle, as wide as the longest row; behind the end of a shorter one the mask
-is zero. Decode rows make one ``[rows, 1]`` pass a step; each prompt is computed in passes of its own, chunk by chunk.
+is zero. Decode rows make one ``[rows, 1]`` pass a step, or several where one long row would make many short ones long;
+each prompt is computed in passes of its own, chunk by chunk.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from torch import Tensor
 from transformers import Cache
 
 from samplerpool.config.arguments import EngineConfig
-from samplerpool.engine.arena import MIN_CAPACITY, Arena, Region
+from samplerpool.engine.arena import MIN_CAPACITY, Arena, LayerShape, Region
 from samplerpool.engine.batched import BatchedEngine, cache_tokens, checked_options, layer_shapes
 from samplerpool.engine.packed_linear import pack_linears
 from samplerpool.engine.schedule import STEP_TOKENS, Plan, Row
 from samplerpool.engine.sequential import forward_arguments
-from samplerpool.engine.slab import SlabScheduler, Swap, whole_place
+from samplerpool.engine.slab import SlabScheduler, Swap, passes, whole_place
 
 OPTIONS: Mapping[str, type] = {
     "cache_gib": float,
@@ -73,6 +74,7 @@ class PaddedEngine(BatchedEngine):
         )
         self._arena = Arena(shapes, self._slab.total_tokens, model.dtype, model.device)
         self._cache = SlabCache(self._arena)
+        self._price = _price_of_pass(model, shapes)
         self._accepted = forward_arguments(model) & {"position_ids", "logits_to_keep"}
         if model.device.type == "cpu" and model.dtype == torch.float32 and options.get("packed_linears", True):
             pack_linears(model)
@@ -98,17 +100,25 @@ class PaddedEngine(BatchedEngine):
 
         A row in prefill that lies between them is computed along, by one token of its prompt.
         """
-        places = [self._slab.place_of(row) for row in decodes]
-        rows = self._slab.rows[: places[-1] + 1]
+        rows = self._slab.rows[: self._slab.place_of(decodes[-1]) + 1]
+        logits = []
+        for first, end in passes([row.computed + 1 for row in rows], self._price):
+            wanted = [at for at, row in enumerate(rows[first:end]) if row.pending == 1]
+            if wanted:
+                found = self._decode_together(first, rows[first:end])
+                logits.append(found if len(wanted) == end - first else found[self._tensor(wanted)])
+        return torch.cat(logits)
+
+    def _decode_together(self, first: int, rows: Sequence[Row]) -> Tensor:
+        """The logits behind the first token that is not computed yet, of the rows from a place on."""
         positions = self._tensor([row.computed for row in rows])
         longest = max(row.computed for row in rows) + 1
-        self._cache.set_rows(self._slab.region(0), positions, longest)
-        logits = self._run(
+        self._cache.set_rows(self._slab.region(first), positions, longest)
+        return self._run(
             self._tensor([row.tokens[row.computed] for row in rows])[:, None],
             (torch.arange(longest, device=self._device) <= positions[:, None]).long(),
             positions[:, None],
         )
-        return logits if len(rows) == len(places) else logits[self._tensor(places)]
 
     def _prefill(self, row: Row, count: int) -> Tensor:
         """Compute so many tokens of one row; the next token's logits, shape [1, vocabulary]."""
@@ -187,6 +197,17 @@ class SlabCache(Cache):  # type: ignore[misc]  # transformers is not typed
     def get_query_offset(self, layer_idx: int = 0) -> int:
         """Where this pass's tokens begin: in rows that are shorter, the mask says what they see."""
         return self._start
+
+
+def _price_of_pass(model: Any, shapes: Sequence[LayerShape]) -> int:
+    """How many tokens a decode pass can attend to in the time in which it reads the weights.
+
+    Models with fewer heads of keys and values than of queries repeat them for all heads, by their own code.
+    """
+    heads = getattr(model.config.get_text_config(), "num_attention_heads", 1)
+    per_token = sum(max(heads, shape.kv_heads) * (shape.key_dim + shape.value_dim) for shape in shapes)
+    weights: int = sum(parameter.numel() for parameter in model.parameters())
+    return weights // per_token
 
 
 def _swap(arena: Arena, swap: Swap) -> None:

@@ -9,7 +9,9 @@ smaller again, once the long rows are gone, when more rows want in.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from samplerpool.engine.arena import MIN_CAPACITY, Region, capacity_for
 from samplerpool.engine.prefix import KEY_TOKENS, Prefix
@@ -192,3 +194,29 @@ def _settle(occupant: Row | Prefix, region: Region) -> None:
 def whole_place(tokens: int) -> int:
     """Tokens of a place that is just large enough for so many."""
     return -(-tokens // MIN_CAPACITY) * MIN_CAPACITY
+
+
+def passes(lengths: Sequence[int], price: int) -> list[tuple[int, int]]:
+    """Cut neighbouring rows into those that are decoded together, so that one long row makes not all of them long.
+
+    Args:
+        lengths: tokens that each row attends to; in a pass, all rows cost as much as the longest.
+        price: what a pass costs beside that, in the same unit.
+
+    Returns:
+        First row and the one behind the last, of each pass; the cheapest way.
+    """
+    count = len(lengths)
+    if count * max(lengths) - sum(lengths) <= price:
+        return [(0, count)]
+    best = [(0, 0)]  # of the first so many rows: the cost, and where their last pass starts
+    for end in range(1, count + 1):
+        options, longest = [], 0
+        for start in reversed(range(end)):
+            longest = max(longest, lengths[start])
+            options.append((best[start][0] + price + (end - start) * longest, start))
+        best.append(min(options))
+    cuts = [count]
+    while cuts[-1]:
+        cuts.append(best[cuts[-1]][1])
+    return list(pairwise(reversed(cuts)))

@@ -1,0 +1,179 @@
+"""Layers of few operations compute what the model computes, and are used just where they do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.register_assert_rewrite("tests.engine_contract", "tests.model_zoo")
+
+from samplerpool.config.arguments import EngineConfig  # noqa: E402
+from samplerpool.engine import packed_linear, small_ops  # noqa: E402
+from samplerpool.engine.base import EngineRequest  # noqa: E402
+from samplerpool.engine.dense import DenseEngine  # noqa: E402
+from samplerpool.engine.fused_layers import FusedLayers, find_norm  # noqa: E402
+from samplerpool.engine.packed_weight import why_not  # noqa: E402
+from tests.engine_contract import drive, params  # noqa: E402
+from tests.model_zoo import Reference, assert_same_answer, build, prompt_of  # noqa: E402
+from tests.model_zoo import reference_greedy as greedy  # noqa: E402
+
+pytestmark = [
+    pytest.mark.skipif(small_ops.why_unavailable() is not None, reason=str(small_ops.why_unavailable())),
+    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+]
+
+LENGTHS = (3, 17, 30)
+NEW_TOKENS = 12
+WIDE: dict[str, Any] = {"head_dim": 16, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+"""Heads wide enough for the compiled rotation."""
+
+EVERYTHING = {
+    "llama": {},
+    "llama3-rope": {},
+    "qwen2": {},
+    "qwen2-window": {},
+    "qwen3": {},
+    "mistral-window": {},
+    "gemma2": {"query_pre_attn_scalar": 16},
+    "gemma3": {"query_pre_attn_scalar": 16},
+    "granite": {"attention_bias": True, "mlp_bias": True},
+}
+
+
+@pytest.fixture(autouse=True)
+def _small_layers_too(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(packed_linear, "SMALLEST", 1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Watched(DenseEngine):
+    """Keeps the logits that each request's tokens were taken from."""
+
+    def __init__(self, model: Any) -> None:
+        self.seen: dict[Any, list[Tensor]] = {}
+        config = EngineConfig(engine="dense", max_batch=8, options={"cache_gib": 0.05, "step_tokens": 40})
+        super().__init__(model, config, eos_token_ids=frozenset(), max_model_len=64)
+
+    @property
+    def fused(self) -> FusedLayers:
+        assert self._fused is not None
+        return self._fused
+
+    def _sample(self, rows: list[Any], logits: Tensor) -> Any:
+        for row, values in zip(rows, logits, strict=True):
+            self.seen.setdefault(row.request.request_id, []).append(values.clone())
+        return super()._sample(rows, logits)
+
+    def answers(self) -> list[Reference]:
+        """To prompts of all lengths, decoded together."""
+        requests = [
+            EngineRequest((0, length), tuple(prompt_of(length)), params(max_new_tokens=NEW_TOKENS))
+            for length in LENGTHS
+        ]
+        found = drive(self, requests)
+        return [Reference(found[0, n].token_ids, torch.stack(self.seen[0, n])) for n in LENGTHS]
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_all_layers_of_common_models_are_replaced_and_right(name: str) -> None:
+    changes = {**WIDE, **EVERYTHING[name]}
+    wanted = [greedy(build(name, **changes), prompt_of(length), NEW_TOKENS) for length in LENGTHS]
+    model = build(name, **changes)
+    engine = Watched(model)
+    norms = sum("norm" in each.lower() for each, module in model.named_modules() if not list(module.children()))
+    assert (engine.fused.attentions, engine.fused.blocks, engine.fused.norms) == (2, 2, norms)
+    for answer, expected in zip(engine.answers(), wanted, strict=True):
+        assert_same_answer(answer, expected)
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "attentions", "blocks"),
+    [
+        ("cohere", WIDE, 0, 2),  # rotates neighbours
+        ("olmo2", WIDE, 0, 2),  # norms over all heads
+        ("smollm3", WIDE, 0, 2),  # one layer without rotation
+        ("phi", WIDE, 0, 0),
+        ("gpt2", {}, 0, 0),
+        ("mixtral", WIDE, 2, 0),
+        ("gpt-oss", WIDE, 0, 0),
+        ("llama", {**WIDE, "head_dim": 8}, 0, 2),  # heads too narrow
+        ("llama", {**WIDE, "hidden_act": "gelu"}, 2, 0),  # by the error function
+        ("llama", {**WIDE, "hidden_act": "gelu_pytorch_tanh"}, 2, 2),
+        ("llama", {**WIDE, "intermediate_size": 52}, 2, 0),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_different_keeps_its_own_code(name: str, changes: dict[str, Any], attentions: int, blocks: int) -> None:
+    wanted = [greedy(build(name, **changes), prompt_of(length), NEW_TOKENS) for length in LENGTHS]
+    engine = Watched(build(name, **changes))
+    assert (engine.fused.attentions, engine.fused.blocks) == (attentions, blocks)
+    for answer, expected in zip(engine.answers(), wanted, strict=True):
+        assert_same_answer(answer, expected)
+    engine.close()
+
+
+def test_code_that_looks_at_more_than_is_tried_is_left_alone() -> None:
+    """Ministral 3 scales queries by their position, far behind any trial."""
+    from transformers.models.ministral3.modeling_ministral3 import Ministral3Attention
+
+    from samplerpool.engine.fused_layers import _is_known
+
+    module = Ministral3Attention.__new__(Ministral3Attention)
+    assert not _is_known(module)
+    assert _is_known(build("llama").model.layers[0].self_attn)
+
+
+def test_the_model_by_itself_is_as_before() -> None:
+    model = build("llama", **WIDE)
+    ids = torch.tensor([prompt_of(20)])
+    with torch.inference_mode():
+        before = model(ids).logits
+        engine = Watched(model)
+        model.set_attn_implementation("sdpa")
+        beside = model(ids).logits
+        engine.close()
+        after = model(ids).logits
+    torch.testing.assert_close(beside, before, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+class OtherNorm(nn.Module):
+    """Nearly the known norm."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(0.5, 2.0, 16))
+        self.eps, self.kind = 1e-5, kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "centred":
+            x = x - x.mean(-1, keepdim=True)
+        mean = x.abs().mean(-1, keepdim=True) ** 2 if self.kind == "mean-of-sizes" else x.pow(2).mean(-1, keepdim=True)
+        eps = 1e-4 if self.kind == "other-eps" else self.eps
+        scaled = x * torch.rsqrt(mean + eps) * (self.weight + (1.0 if self.kind == "plus-one" else 0.0))
+        return scaled + 1e-3 if self.kind == "shifted" else scaled
+
+
+@pytest.mark.parametrize(
+    ("kind", "found"),
+    [
+        ("usual", True),
+        ("plus-one", True),
+        ("centred", False),
+        ("mean-of-sizes", False),
+        ("other-eps", False),
+        ("shifted", False),
+    ],
+)
+def test_which_norms_are_known(kind: str, found: bool) -> None:
+    with torch.inference_mode():
+        assert (find_norm(OtherNorm(kind)) is not None) == found
