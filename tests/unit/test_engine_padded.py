@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 pytest.register_assert_rewrite("tests.engine_contract", "tests.model_zoo")
 
@@ -54,12 +55,16 @@ def padded(
     max_model_len: int = 256,
     eos: frozenset[int] = frozenset(),
     cache_tokens: int = 4096,
+    price_of_pass: int | None = None,
     **options: Any,
 ) -> PaddedEngine:
     per_token = sum(shape.numbers_per_token for shape in layer_shapes(model(name))) * 4
     options = {"cache_gib": cache_tokens * per_token / 2**30, **options}
     config = EngineConfig(max_batch=max_batch, options=options)
-    return PaddedEngine(model(name), config, eos_token_ids=eos, max_model_len=max_model_len)
+    engine = PaddedEngine(model(name), config, eos_token_ids=eos, max_model_len=max_model_len)
+    if price_of_pass is not None:
+        engine._price = price_of_pass
+    return engine
 
 
 class TestPaddedEngine(EngineContract):
@@ -82,7 +87,9 @@ class TestPaddedEngine(EngineContract):
 
 WAYS: list[dict[str, Any]] = [
     {},
-    {"step_tokens": 5},
+    {"step_tokens": 5, "price_of_pass": 0},
+    {"step_tokens": 5, "price_of_pass": 60},
+    {"price_of_pass": 1_000_000},
     {"prefix_cache": False},
     {"cache_tokens": 768},
     {"cache_tokens": 512, "step_tokens": 30},
@@ -112,6 +119,24 @@ def test_greedy_tokens_are_those_of_generate_whoever_comes_and_goes(name: str, o
     ended = {key: answer.token_ids for key, answer in answers.items() if answer.finish_reason}
     assert len(ended) >= 20
     assert ended == {key: wanted[key][1][: wanted[key][0]] for key in ended}
+
+
+def test_a_long_row_does_not_make_short_ones_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = padded(max_batch=8, price_of_pass=200)
+    prompts = [tuple(prompt_of(150 if number == 1 else 10, number)) for number in range(4)]
+    requests = [EngineRequest((1, n), p, params(max_new_tokens=12)) for n, p in enumerate(prompts)]
+    answers = drive(engine, requests, until=lambda a: len(a) == 4)
+    shapes: list[tuple[int, ...]] = []
+    plain = engine._run
+
+    def noting(ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        shapes.append(tuple(mask.shape))
+        return plain(ids, mask, positions)
+
+    monkeypatch.setattr(engine, "_run", noting)
+    drive(engine, answers=answers, until=lambda _: bool(shapes))
+    assert shapes == [(2, 151), (2, 11)]
+    assert [answers[1, n].token_ids for n in range(4)] == [reference("bloom", p, 2) for p in prompts]
 
 
 def test_a_preempted_row_goes_on_with_the_same_tokens() -> None:

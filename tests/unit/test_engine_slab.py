@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from samplerpool.config.sampling import resolve, sampling_params
 from samplerpool.engine.arena import MIN_CAPACITY, Region
 from samplerpool.engine.base import BATCH, INTERACTIVE, EngineRequest
 from samplerpool.engine.schedule import MAX_KEPT, Copy, Plan, Row
-from samplerpool.engine.slab import SlabScheduler, Swap, whole_place
+from samplerpool.engine.slab import SlabScheduler, Swap, passes, whole_place
 
 HEADS = 2
 
@@ -248,6 +249,29 @@ def test_no_more_prefixes_are_kept_than_is_good() -> None:
         scheduler.remove((1, number))
     scheduler.plan()
     assert scheduler.kept == MAX_KEPT
+
+
+# ---- passes -------------------------------------------------------------------------------------------------------
+
+
+def test_a_long_row_is_decoded_apart_where_that_is_worth_a_pass() -> None:
+    assert passes([100] * 8, 50) == [(0, 8)]
+    assert passes([100] * 4 + [900] + [100] * 3, 700) == [(0, 4), (4, 5), (5, 8)]
+    assert passes([100] * 4 + [900] + [100] * 3, 3000) == [(0, 4), (4, 8)]
+    assert passes([100] * 4 + [900] + [100] * 3, 6000) == [(0, 8)]
+    assert passes([7], 0) == [(0, 1)]
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=7), st.integers(0, 60))
+@settings(deadline=None)
+def test_the_cuts_are_the_cheapest(lengths: list[int], price: int) -> None:
+    def cost(cuts: list[tuple[int, int]]) -> int:
+        return sum(price + (end - first) * max(lengths[first:end]) for first, end in cuts)
+
+    inner = range(1, len(lengths))
+    ways = (cut for count in range(len(lengths)) for cut in itertools.combinations(inner, count))
+    least = min(cost(list(itertools.pairwise((0, *cut, len(lengths))))) for cut in ways)
+    assert cost(passes(lengths, price)) == least
 
 
 # ---- anything that may happen -------------------------------------------------------------------------------------
