@@ -124,7 +124,13 @@ def model_options(command: Command) -> Command:
     options = [
         click.option("--workers", type=number_or_auto, metavar="N|auto", default="auto", help="auto: one per device."),
         click.option("--devices", metavar="auto|cpu|0,1", default="auto", help="Devices to use."),
-        click.option("--engine", type=click.Choice(ENGINES), default="auto", help="What runs the model."),
+        click.option(
+            "--engine",
+            type=click.Choice(ENGINES),
+            default="auto",
+            help="What runs the model: dense and paged compute many requests together, sequential one after the other, "
+            "scripted has no model. auto: the best that computes what the model computes.",
+        ),
         click.option(
             "--engine-option",
             "engine_options",

@@ -71,7 +71,8 @@ class PoolArguments:
     Args:
         workers: how many; ``auto`` means one per device (on CPU, one).
         devices: ``auto``, ``cpu``, or indexes or UUIDs like ``0,1`` within ``CUDA_VISIBLE_DEVICES``.
-        engine: ``auto``, ``dense``, ``paged``, ``sequential`` or ``scripted``.
+        engine: ``auto``, ``dense`` (or its padded form, for models that need it), ``paged``, ``sequential`` or
+            ``scripted``.
         engine_options: further settings of that engine, by name.
         max_batch: most requests that one worker works on at a time.
         max_model_len: longest prompt plus completion, in tokens; ``None`` means what the model can.
@@ -93,7 +94,7 @@ class EngineConfig:
     """What an engine is built with.
 
     Args:
-        engine: ``auto``, ``dense``, ``paged``, ``sequential`` or ``scripted``.
+        engine: as for ``PoolArguments``.
         device: a torch device string, ``cpu`` or ``cuda``.
         machine_share: of the machine's memory, for this worker beside the pool's others.
         options: further settings of that engine.
