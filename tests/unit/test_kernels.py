@@ -1,4 +1,4 @@
-"""The decode-attention kernel against the same sums written out in float64."""
+"""The attention kernel against the same sums written out in float64."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from samplerpool.engine import kernels
-from samplerpool.engine.kernels import DecodePlan, decode_attention
+from samplerpool.engine.kernels import AttentionPlan, decode_attention
 from samplerpool.engine.openmp import openmp_parallel
 
 pytest.importorskip("numba")
@@ -114,6 +114,53 @@ def test_heads_and_dimensions(heads: int, kv_heads: int, key_dim: int, value_dim
 
 @settings(max_examples=60, deadline=None)
 @given(
+    tiles=st.lists(st.tuples(st.integers(0, 300), st.integers(1, 9)), min_size=1, max_size=4),
+    kv_heads=st.integers(1, 2),
+    group=st.integers(1, 4),
+    dim=st.integers(1, 20),
+    window=st.none() | st.integers(1, 40),
+    softcap=st.none() | st.floats(1.0, 20.0),
+    sunk=st.booleans(),
+)
+def test_tiles_of_successive_tokens(
+    tiles: list[tuple[int, int]],
+    kv_heads: int,
+    group: int,
+    dim: int,
+    window: int | None,
+    softcap: float | None,
+    sunk: bool,
+) -> None:
+    counts = [count for _, count in tiles]
+    ends = [before + count for before, count in tiles]
+    slab = Slab.random(ends, kv_heads, dim, dim, capacity=max(ends))
+    heads, generator = kv_heads * group, torch.Generator().manual_seed(3)
+    query = torch.randn(sum(counts), heads, dim, generator=generator)
+    sinks = torch.randn(heads, generator=generator) if sunk else None
+    out = torch.full((sum(counts), heads, dim), float("nan"))
+    plan = AttentionPlan(slab.lengths, *slab.pointers(), counts=torch.tensor(counts))
+    plan.run(query, out, kv_heads=kv_heads, scaling=0.3, sliding_window=window, softcap=softcap, sinks=sinks)
+    each = [
+        (row, end - count + 1 + token)
+        for row, (end, count) in enumerate(zip(ends, counts, strict=True))
+        for token in range(count)
+    ]
+    rows = torch.tensor([row for row, _ in each])
+    alone = Slab(slab.keys[rows], slab.values[rows], torch.tensor([length for _, length in each]))
+    torch.testing.assert_close(
+        out.double(), written_out(query, alone, 0.3, window, softcap, sinks), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("counts", [[1, 1], [1, 6, 1]])
+def test_tiles_that_cannot_be_are_refused(counts: list[int]) -> None:
+    slab = Slab.random([5, 5, 5], 1, 8, 8, capacity=5)
+    with pytest.raises(ValueError, match="counts must be one a tile"):
+        AttentionPlan(slab.lengths, *slab.pointers(), counts=torch.tensor(counts))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
     lengths=st.lists(st.integers(1, 300), min_size=1, max_size=5),
     kv_heads=st.integers(1, 3),
     group=st.integers(1, 5),
@@ -157,7 +204,7 @@ def test_layers_have_their_own_pointers() -> None:
     for layer, slab in enumerate(slabs):
         slab.values *= layer + 1
     tables = [torch.stack(columns) for columns in zip(*(slab.pointers() for slab in slabs), strict=True)]
-    plan = DecodePlan(slabs[0].lengths, tables[0], tables[1], tables[2][0], tables[3])
+    plan = AttentionPlan(slabs[0].lengths, tables[0], tables[1], tables[2][0], tables[3])
     query, out = torch.randn(2, 4, 16), torch.empty(2, 4, 16)
     for layer, slab in enumerate(slabs):
         plan.run(query, out, layer=layer, kv_heads=2, scaling=0.25)
@@ -209,7 +256,7 @@ def test_the_number_of_threads_does_not_change_a_bit() -> None:
     results = []
     for threads in (1, 2, 3):
         results.append(torch.empty(4, 9, 64))
-        plan = DecodePlan(slab.lengths.int(), *slab.pointers(), threads=threads)
+        plan = AttentionPlan(slab.lengths.int(), *slab.pointers(), threads=threads)
         plan.run(query, results[-1], kv_heads=3, scaling=0.125)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
@@ -232,15 +279,15 @@ def test_the_number_of_threads_does_not_change_a_bit() -> None:
 )
 def test_misfits_are_refused(query: Tensor, out: Tensor, options: dict[str, Any], message: str) -> None:
     slab = Slab.random([3, 4], 2, 8, 8, capacity=8)
-    plan = DecodePlan(slab.lengths, *slab.pointers())
+    plan = AttentionPlan(slab.lengths, *slab.pointers())
     with pytest.raises(ValueError, match=message):
         plan.run(query, out, kv_heads=2, scaling=1.0, **options)
 
 
 def test_pointers_of_other_rows_are_refused() -> None:
     slab = Slab.random([3, 4], 2, 8, 8, capacity=8)
-    with pytest.raises(ValueError, match="for 3 rows"):
-        DecodePlan(torch.tensor([1, 2, 3]), *slab.pointers())
+    with pytest.raises(ValueError, match="for 3 tiles"):
+        AttentionPlan(torch.tensor([1, 2, 3]), *slab.pointers())
 
 
 # ---- threads, cache, absence ---------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Attention over the arena: what the model's layers call, for decode rows and prefill chunks of one packed step.
 
 The model runs on ``[1, N]`` tokens without a mask. Its layers hand new keys and values to the cache (``ArenaCache``),
-which only writes them, and then call ``packed_attention``, which reads what each token may see from the arena: decode
-rows by the compiled kernel or by grouped matrix products, prefill chunks one by one.
+which only writes them, and then call ``packed_attention``, which reads what each token may see from the arena: all at
+once by the compiled kernel, or in pure torch, decode rows by grouped matrix products and prefill chunks one by one.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from torch.nn import functional
 from transformers.cache_utils import Cache
 
 from samplerpool.engine.arena import Arena, Region
-from samplerpool.engine.kernels import DecodePlan
+from samplerpool.engine.kernels import AttentionPlan
 from samplerpool.engine.latent_attention import attend_to_latents, caches_latents
 
 IMPLEMENTATION = "samplerpool"
 """The name under which transformers knows this attention."""
+
+TILE_QUERIES = 24
+"""Queries, of a prompt's successive tokens and of the heads that share a kv head, that the kernel computes together."""
 
 _current = threading.local()
 
@@ -85,7 +88,7 @@ class Step:
         arena: keys and values.
         decodes: spans of one token.
         chunks: spans of prefill.
-        compiled: use the compiled kernel for decode rows (CPU and float32 only).
+        compiled: use the compiled kernel (CPU and float32 only).
 
     ``calls`` lists how the layers attended in it, in their order.
     """
@@ -101,7 +104,7 @@ class Step:
         self._write_index: dict[int, Tensor] = {}
         self._runs: list[tuple[int, Region, list[Span]]] | None = None
         self._biases: dict[tuple[int, Sight, torch.dtype], Tensor | None] = {}
-        self._kernel_plans: dict[int, DecodePlan] = {}
+        self._kernel_plans: dict[tuple[int, int], AttentionPlan] = {}
         self.calls: list[Call] = []
 
     def positions(self) -> list[int]:
@@ -166,20 +169,34 @@ class Step:
             self._biases[key] = bias
         return bias
 
-    def kernel_plan(self, chunk: int) -> DecodePlan:
-        """The kernel's view of the decode rows; where layers see chunks of positions, it begins at the chunk's."""
-        plan = self._kernel_plans.get(chunk)
+    def kernel_plan(self, sight: Sight, group: int) -> AttentionPlan:
+        """The kernel's view of this step's tokens, in tiles.
+
+        Args:
+            sight: where it is chunks of positions, a tile lies in one of them, and its keys begin there.
+            group: query heads to a kv head.
+        """
+        plan = self._kernel_plans.get((sight.chunk, group))
         if plan is None:
-            sight = Sight(chunk=chunk)
-            offsets = torch.tensor([span.region.offset for span in self.decodes])
-            capacities = torch.tensor([span.region.capacity for span in self.decodes])
-            firsts = torch.tensor([sight.first(span.start) for span in self.decodes])
-            ends = torch.tensor([span.end for span in self.decodes])
+            tiles = self._tiles(max(1, TILE_QUERIES // group), sight.chunk)
+            offsets, capacities, firsts, ends, counts = torch.tensor(tiles).T.contiguous()
             tables = [side.table(offsets, capacities, firsts) for side in (self.arena.key_side, self.arena.value_side)]
             (keys, key_strides), (values, value_strides) = tables
-            plan = DecodePlan(ends - firsts, keys, values, key_strides, value_strides)
-            self._kernel_plans[chunk] = plan
+            plan = AttentionPlan(ends - firsts, keys, values, key_strides, value_strides, counts=counts)
+            self._kernel_plans[sight.chunk, group] = plan
         return plan
+
+    def _tiles(self, tokens: int, chunk: int) -> list[tuple[int, int, int, int, int]]:
+        """Successive tokens of one row: (offset, capacity, first key that they see, end, count)."""
+        tiles: list[tuple[int, int, int, int, int]] = []
+        for span in (*self.decodes, *self.chunks):
+            start = span.start
+            while start < span.end:
+                first = start - start % chunk if chunk else 0
+                end = min(start + tokens, span.end, first + chunk if chunk else span.end)
+                tiles.append((span.region.offset, span.region.capacity, first, end, end - start))
+                start = end
+        return tiles
 
     def __enter__(self) -> Step:
         _current.step = self
@@ -265,11 +282,10 @@ def attend(step: Step, layer: int, query: Tensor, call: Call) -> Tensor:
     step.calls.append(call)
     shape = step.arena.shapes[layer]
     out = query.new_empty(1, step.tokens, query.shape[1], shape.value_dim)
-    count = len(step.decodes)
-    if count and step.compiled:
-        step.kernel_plan(call.sight.chunk).run(
-            query[:count],
-            out[0, :count],
+    if step.compiled:
+        step.kernel_plan(call.sight, query.shape[1] // shape.kv_heads).run(
+            query,
+            out[0],
             kv_heads=shape.kv_heads,
             scaling=call.scaling,
             layer=layer,
@@ -277,7 +293,9 @@ def attend(step: Step, layer: int, query: Tensor, call: Call) -> Tensor:
             softcap=call.softcap,
             sinks=call.sinks,
         )
-    elif count:
+        return out
+    count = len(step.decodes)
+    if count:
         _decode(step, layer, query[:count], out[0], call)
     for chunk in step.chunks:
         tokens = slice(count, count + chunk.count)

@@ -1,13 +1,13 @@
-"""Attention of decode rows on the CPU: each row's query over exactly the keys that it has.
+"""Attention of a step on the CPU: each token's query over exactly the keys that it sees.
 
 torch's own means pad every row of a batch to the longest; this kernel reads what is there and no more, so it runs at
 the speed of memory. It is compiled by numba (extra ``fast``) at first use and cached on disk, and runs on torch's own
 OpenMP threads.
 
-    plan = DecodePlan(lengths, key_pointers, value_pointers, key_strides, value_strides)   # once a step
-    plan.run(query, out, layer=layer, kv_heads=3, scaling=0.125)                           # once a layer
+    plan = AttentionPlan(lengths, key_pointers, value_pointers, key_strides, value_strides)   # once a step
+    plan.run(query, out, layer=layer, kv_heads=3, scaling=0.125)                              # once a layer
 
-Rows may share keys: the tokens of a short prefill chunk are rows of growing length with the same pointers.
+A prompt's tokens are given in tiles of successive ones, which share what is read.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def _writable_cache(numba_version: str) -> Path | None:
 # ---- its use -------------------------------------------------------------------------------------------------------
 
 
-class DecodePlan:
+class AttentionPlan:
     """What all layers' attention has in common in one step. Not for use by two threads at once.
 
     The addresses must stay valid while the plan is used; that is the caller's duty.
@@ -148,16 +148,19 @@ class DecodePlan:
         key_strides: Tensor,
         value_strides: Tensor,
         *,
+        counts: Tensor | None = None,
         threads: int | None = None,
     ) -> None:
         """
         Args:
-            lengths: ``[N]`` integers, each row's number of keys, its own token's included.
-            key_pointers: ``[N]`` or ``[layers, N]`` int64, the address of the row's first key of kv head 0. The keys of
-                one kv head follow each other without gaps: ``[length, key_dim]`` float32.
+            lengths: ``[tiles]`` integers, the number of keys that each tile's last token sees, its own included; the
+                tokens before it see one less each.
+            key_pointers: ``[tiles]`` or ``[layers, tiles]`` int64, the address of the row's first key of kv head 0. The
+                keys of one kv head follow each other without gaps: ``[length, key_dim]`` float32.
             value_pointers: likewise, of the values.
-            key_strides: ``[N]`` or ``[layers, N]`` int64, floats from one kv head's keys to the next one's.
+            key_strides: ``[tiles]`` or ``[layers, tiles]`` int64, floats from one kv head's keys to the next one's.
             value_strides: likewise, of the values.
+            counts: ``[tiles]`` integers, the tokens in each tile, at most as many as its length; None: one each.
             threads: at most so many; None: as many as torch uses.
 
         Raises:
@@ -166,17 +169,24 @@ class DecodePlan:
         """
         self._kernel = _kernel()
         self._lengths = torch.as_tensor(lengths, dtype=torch.int64).contiguous()
-        self._rows = len(self._lengths)
-        self._order = torch.argsort(self._lengths, descending=True)
+        tiles = len(self._lengths)
+        self._counts = torch.ones_like(self._lengths) if counts is None else counts.to(torch.int64).contiguous()
+        if self._counts.shape != self._lengths.shape or bool((self._counts > self._lengths.clamp(min=1)).any()):
+            raise ValueError("counts must be one a tile, and none above the tile's length")
+        self._firsts = self._counts.cumsum(0) - self._counts
+        self._rows = int(self._counts.sum())
+        self._most = int(self._counts.max()) if tiles else 1
+        self._order = torch.argsort(self._lengths * self._counts, descending=True)
         tables = (key_pointers, value_pointers, key_strides, value_strides)
         self._tables = [torch.as_tensor(table, dtype=torch.int64).contiguous() for table in tables]
         for table in self._tables:
-            if table.shape[-1] != self._rows or table.dim() > 2:
+            if table.shape[-1] != tiles or table.dim() > 2:
                 shape = list(table.shape)
-                raise ValueError(f"pointers and strides must be [N] or [layers, N] for {self._rows} rows, not {shape}")
-        self._addresses = [(table.data_ptr(), self._rows * 8 if table.dim() == 2 else 0) for table in self._tables]
+                raise ValueError(f"pointers and strides must be [N] or [layers, N] for {tiles} tiles, not {shape}")
+        self._addresses = [(table.data_ptr(), tiles * 8 if table.dim() == 2 else 0) for table in self._tables]
         self._layers = min((len(table) for table in self._tables if table.dim() == 2), default=1)
-        self._keys = int(self._lengths.sum())
+        self._tiles = tiles
+        self._keys = int((self._lengths * self._counts).sum())
         self._threads = threads or torch.get_num_threads()
         self._parallel = openmp_parallel() if self._threads > 1 else None
         self._shape: tuple[int, int, int] | None = None
@@ -195,14 +205,15 @@ class DecodePlan:
         softcap: float | None = None,
         sinks: Tensor | None = None,
     ) -> None:
-        """One layer's attention of all rows, written to ``out``. A row of length 0 gets zeros.
+        """One layer's attention of all tokens, written to ``out``. A tile of length 0 gets zeros.
 
         Args:
-            query: ``[N, heads, key_dim]`` float32; any strides, but the last dimension without gaps.
-            out: ``[N, heads, value_dim]`` float32, likewise.
+            query: ``[tokens, heads, key_dim]`` float32, one tile behind the other; any strides, but the last dimension
+                without gaps.
+            out: ``[tokens, heads, value_dim]`` float32, likewise.
             layer: which row of two-dimensional pointers and strides.
             scaling: of the scores.
-            sliding_window: each row attends to so many of its last keys.
+            sliding_window: each token attends to so many of its last keys.
             softcap: scores become ``softcap * tanh(score / softcap)`` (Gemma 2).
             sinks: ``[heads]`` float32, one more score a head, which takes weight and has no value (GPT-OSS).
 
@@ -230,7 +241,8 @@ class DecodePlan:
             self._make_room(group, key_dim, value_dim)
         keys, values, key_strides, value_strides = (start + layer * step for start, step in self._addresses)
         self._kernel.argument.pack_into(
-            self._argument, 0, 0, 0, rows * kv_heads, self._order.data_ptr(), self._lengths.data_ptr(),
+            self._argument, 0, 0, 0, self._tiles * kv_heads, self._order.data_ptr(), self._firsts.data_ptr(),
+            self._counts.data_ptr(), self._lengths.data_ptr(),
             keys, values, key_strides, value_strides, query.data_ptr(), query_row, query_head,
             out.data_ptr(), out_row, out_head, kv_heads, group, key_dim, value_dim, sliding_window or _NO_WINDOW,
             0 if sinks is None else sinks.data_ptr(), self._scratch.data_ptr(), self._scratch_bytes,
@@ -242,7 +254,7 @@ class DecodePlan:
             self._parallel(self._kernel.address, self._argument_address, self._threads, 0)
 
     def _make_room(self, group: int, key_dim: int, value_dim: int) -> None:
-        floats = self._kernel.scratch_floats(group, key_dim, value_dim)
+        floats = self._kernel.scratch_floats(group * self._most, key_dim, value_dim)
         self._scratch_bytes = (floats * 4 + 127) // 64 * 64  # no two threads write to the same line of the cache
         self._scratch = torch.empty(self._threads * self._scratch_bytes, dtype=torch.uint8)
         self._shape = (group, key_dim, value_dim)
@@ -258,5 +270,5 @@ def decode_attention(
     out: Tensor,
     **options: Any,
 ) -> None:
-    """One layer's attention without keeping the plan: see ``DecodePlan`` (tensors) and ``DecodePlan.run`` (options)."""
-    DecodePlan(lengths, key_pointers, value_pointers, key_strides, value_strides).run(query, out, **options)
+    """One layer's attention without keeping the plan: see ``AttentionPlan`` (tensors) and its ``run`` (options)."""
+    AttentionPlan(lengths, key_pointers, value_pointers, key_strides, value_strides).run(query, out, **options)

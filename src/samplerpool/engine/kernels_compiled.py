@@ -1,9 +1,11 @@
 """The attention kernel itself, as numba compiles it. ``kernels`` imports it when the kernel is first wanted.
 
-One call is one layer's attention of a whole step. Work items are (row, kv head) pairs, longest rows first; each thread
-takes the next item by an atomic counter until none is left, so no thread needs to know how many there are. Within an
-item the query heads that share the kv head share its keys and values, which are read once, in blocks, with an online
-softmax (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax").
+One call is one layer's attention of a whole step. Work items are (tile, kv head) pairs, the longest first; each thread
+takes the next item by an atomic counter until none is left, so no thread needs to know how many there are. A tile is a
+decode row's token, or a few successive tokens of a prompt. Within an item all queries, those of the tile's tokens and
+of the heads that share the kv head, share its keys and values, which are read once, in blocks, with an online softmax
+(Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"). Tokens of a tile see one key more each; what
+they do not see gets a score far below any other.
 
 In these functions every argument is an address, a count or a dimension, and offsets count bytes. A head's queries and
 sums are padded to whole vectors; the last elements of a dimension that is no multiple of the lanes go one by one.
@@ -49,13 +51,15 @@ LOWEST = -1.0e30
 AHEAD = 4096
 """Bytes between what is read and what is asked for meanwhile: the processor's own guesses stop at each page's end."""
 
-ARGUMENT = "=23q2f"
-"""The kernel's argument: 23 int64 (addresses, counts; strides in floats) and two float32. Below, where each begins."""
+ARGUMENT = "=25q2f"
+"""The kernel's argument: 25 int64 (addresses, counts; strides in floats) and two float32. Below, where each begins."""
 (
     _NEXT_ITEM,
     _NEXT_THREAD,
     _ITEMS,
     _ORDER,
+    _FIRSTS,
+    _COUNTS,
     _LENGTHS,
     _KEYS,
     _VALUES,
@@ -75,8 +79,8 @@ ARGUMENT = "=23q2f"
     _SINKS,
     _SCRATCH,
     _SCRATCH_BYTES,
-) = range(0, 23 * 8, 8)
-_SCALING = 23 * 8
+) = range(0, 25 * 8, 8)
+_SCALING = 25 * 8
 _SOFTCAP = _SCALING + 4
 
 _FLAGS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}}
@@ -91,9 +95,9 @@ def padded(dim: int) -> int:
     return (dim + LANES - 1) // LANES * LANES
 
 
-def scratch_floats(group: int, key_dim: int, value_dim: int) -> int:
-    """What one thread needs: the group's queries, scores, sums of values, maxima and denominators."""
-    return group * (padded(key_dim) + BLOCK + padded(value_dim)) + 2 * padded(group)
+def scratch_floats(queries: int, key_dim: int, value_dim: int) -> int:
+    """What one thread needs: an item's queries, their scores, sums of values, maxima and denominators."""
+    return queries * (padded(key_dim) + BLOCK + padded(value_dim)) + 2 * padded(queries)
 
 
 @_compiled
@@ -255,53 +259,82 @@ def _add_block(weights: int, values: int, sums: int, group: int, count: int, dim
 
 
 @_compiled
-def _attend(arguments: int, row: int, head: int, scratch: int) -> None:
-    """Attention of one row's query heads that share the kv head ``head``."""
-    group, key_dim = load_int(arguments + _GROUP), load_int(arguments + _KEY_DIM)
-    value_dim, sinks = load_int(arguments + _VALUE_DIM), load_int(arguments + _SINKS)
-    scaling, softcap = load_float(arguments + _SCALING), load_float(arguments + _SOFTCAP)
-    key_row, value_row = (key_dim + 7) // 8 * 32, (value_dim + 7) // 8 * 32
-    scores = scratch + group * key_row
-    sums = scores + group * (BLOCK * 4)
-    maxima = sums + group * value_row
-    denominators = maxima + (group + 7) // 8 * 32
+def _hide(scores: int, first: int, last: int, count: int) -> None:
+    """Leave one query's scores from ``first`` to before ``last`` of a block, and put the others out of sight."""
+    for t in range(min(first, count)):
+        store_float(scores + t * 4, types.float32(LOWEST))
+    for t in range(max(last, 0), count):
+        store_float(scores + t * 4, types.float32(LOWEST))
 
-    source = load_int(arguments + _QUERY) + row * load_int(arguments + _QUERY_ROW) * 4
-    for g in range(group):
-        q = source + (head * group + g) * load_int(arguments + _QUERY_HEAD) * 4
+
+@_compiled
+def _begin(arguments: int, tile: int, head: int, scratch: int, sums: int, maxima: int, denominators: int) -> None:
+    """Scale an item's queries into the scratch; empty sums."""
+    group, key_dim = load_int(arguments + _GROUP), load_int(arguments + _KEY_DIM)
+    key_row, value_row = (key_dim + 7) // 8 * 32, (load_int(arguments + _VALUE_DIM) + 7) // 8 * 32
+    scaling, sinks = load_float(arguments + _SCALING), load_int(arguments + _SINKS)
+    row = load_int(load_int(arguments + _FIRSTS) + tile * 8)
+    for g in range(group * load_int(load_int(arguments + _COUNTS) + tile * 8)):
+        token, h = row + g // group, head * group + g % group
+        q = load_int(arguments + _QUERY) + token * load_int(arguments + _QUERY_ROW) * 4
+        q += h * load_int(arguments + _QUERY_HEAD) * 4
         for d in range(0, key_dim * 4, 4):
             store_float(scratch + g * key_row + d, load_float(q + d) * scaling)
         for d in range(0, value_row, 32):
             store(sums + g * value_row + d, splat(types.float32(0.0)))
         # A sink is a score whose value is zero.
-        sunk = sinks != 0
-        store_float(maxima + g * 4, load_float(sinks + (head * group + g) * 4) if sunk else types.float32(LOWEST))
-        store_float(denominators + g * 4, types.float32(1.0) if sunk else types.float32(0.0))
+        store_float(maxima + g * 4, load_float(sinks + h * 4) if sinks != 0 else types.float32(LOWEST))
+        store_float(denominators + g * 4, types.float32(1.0) if sinks != 0 else types.float32(0.0))
 
-    length = load_int(load_int(arguments + _LENGTHS) + row * 8)
-    keys = load_int(load_int(arguments + _KEYS) + row * 8)
-    values = load_int(load_int(arguments + _VALUES) + row * 8)
-    keys += head * load_int(load_int(arguments + _KEY_STRIDES) + row * 8) * 4
-    values += head * load_int(load_int(arguments + _VALUE_STRIDES) + row * 8) * 4
-    first = max(0, length - load_int(arguments + _WINDOW))
-    for start in range(first, length, BLOCK):
-        count = min(BLOCK, length - start)
-        _score_block(scratch, keys + start * key_dim * 4, scores, group, count, key_dim)
-        for g in range(group):
-            if softcap > types.float32(0.0):
-                _cap(scores + g * (BLOCK * 4), count, softcap)
-            _soften(
-                scores + g * (BLOCK * 4), maxima + g * 4, denominators + g * 4, sums + g * value_row, count, value_dim
-            )
-        _add_block(scores, values + start * value_dim * 4, sums, group, count, value_dim)
 
-    target = load_int(arguments + _OUT) + row * load_int(arguments + _OUT_ROW) * 4
-    for g in range(group):
-        out = target + (head * group + g) * load_int(arguments + _OUT_HEAD) * 4
+@_compiled
+def _end(arguments: int, tile: int, head: int, sums: int, denominators: int) -> None:
+    """Write an item's outputs."""
+    group, value_dim = load_int(arguments + _GROUP), load_int(arguments + _VALUE_DIM)
+    value_row = (value_dim + 7) // 8 * 32
+    row = load_int(load_int(arguments + _FIRSTS) + tile * 8)
+    for g in range(group * load_int(load_int(arguments + _COUNTS) + tile * 8)):
+        out = load_int(arguments + _OUT) + (row + g // group) * load_int(arguments + _OUT_ROW) * 4
+        out += (head * group + g % group) * load_int(arguments + _OUT_HEAD) * 4
         denominator = load_float(denominators + g * 4)
         share = types.float32(1.0) / denominator if denominator > types.float32(0.0) else types.float32(0.0)
         for d in range(0, value_dim * 4, 4):
             store_float(out + d, load_float(sums + g * value_row + d) * share)
+
+
+@_compiled
+def _attend(arguments: int, tile: int, head: int, scratch: int) -> None:
+    """Attention of one tile's queries that share the kv head ``head``."""
+    group, key_dim = load_int(arguments + _GROUP), load_int(arguments + _KEY_DIM)
+    value_dim, softcap = load_int(arguments + _VALUE_DIM), load_float(arguments + _SOFTCAP)
+    tokens, window = load_int(load_int(arguments + _COUNTS) + tile * 8), load_int(arguments + _WINDOW)
+    queries, value_row = group * tokens, (value_dim + 7) // 8 * 32
+    scores = scratch + queries * ((key_dim + 7) // 8 * 32)
+    sums = scores + queries * (BLOCK * 4)
+    maxima = sums + queries * value_row
+    denominators = maxima + (queries + 7) // 8 * 32
+    _begin(arguments, tile, head, scratch, sums, maxima, denominators)
+
+    length = load_int(load_int(arguments + _LENGTHS) + tile * 8)
+    keys = load_int(load_int(arguments + _KEYS) + tile * 8)
+    values = load_int(load_int(arguments + _VALUES) + tile * 8)
+    keys += head * load_int(load_int(arguments + _KEY_STRIDES) + tile * 8) * 4
+    values += head * load_int(load_int(arguments + _VALUE_STRIDES) + tile * 8) * 4
+    shortest = length - tokens + 1  # what the tile's first token sees
+    for start in range(max(0, shortest - window), length, BLOCK):
+        count = min(BLOCK, length - start)
+        _score_block(scratch, keys + start * key_dim * 4, scores, queries, count, key_dim)
+        hides = start + count > shortest or start < length - window
+        for g in range(queries):
+            at = scores + g * (BLOCK * 4)
+            if softcap > types.float32(0.0):
+                _cap(at, count, softcap)
+            if hides:
+                own = shortest + g // group
+                _hide(at, own - window - start, own - start, count)
+            _soften(at, maxima + g * 4, denominators + g * 4, sums + g * value_row, count, value_dim)
+        _add_block(scores, values + start * value_dim * 4, sums, queries, count, value_dim)
+    _end(arguments, tile, head, sums, denominators)
 
 
 def _work(arguments: int) -> None:
