@@ -35,6 +35,7 @@ from samplerpool.engine.kernels_simd import (
     store,
     store_float,
     store_sums,
+    store_two_sums,
     subtract,
     sum_of,
     take_number,
@@ -116,8 +117,8 @@ def _scores_of_four(query: int, keys: int, scores: int, group: int, dim: int) ->
             a1, b1 = multiply_add(qa, k1, a1), multiply_add(qb, k1, b1)
             a2, b2 = multiply_add(qa, k2, a2), multiply_add(qb, k2, b2)
             a3, b3 = multiply_add(qa, k3, a3), multiply_add(qb, k3, b3)
-        store_sums(scores + g * (BLOCK * 4), a0, a1, a2, a3)
-        store_sums(scores + (g + 1) * (BLOCK * 4), b0, b1, b2, b3)
+        at = scores + g * (BLOCK * 4)
+        store_two_sums(at, at + BLOCK * 4, a0, a1, a2, a3, b0, b1, b2, b3)
     if group % 2:
         q = query + (group - 1) * padded_row
         zero = splat(types.float32(0.0))
