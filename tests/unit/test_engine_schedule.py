@@ -149,6 +149,27 @@ def test_long_prompts_go_in_chunks_that_are_small_beside_an_interactive_stream()
     assert alone.plan().chunks[0][1] == 512
 
 
+def test_chunks_beside_a_stream_become_smaller_where_there_are_more_keys_to_read() -> None:
+    def chunks(**options: Any) -> list[int]:
+        scheduler = Scheduler(16384, 4, reuse=False, **options)
+        scheduler.add(row(1, 4, tokens=500, priority=INTERACTIVE))
+        compute(scheduler, scheduler.plan())
+        scheduler.add(row(2, 2000))
+        counts = []
+        while sum(counts) < 2000:
+            plan = scheduler.plan()
+            counts.append(plan.chunks[0][1])
+            compute(scheduler, plan)
+        return counts
+
+    assert set(chunks()[:-1]) == {30}
+    assert set(chunks(keys_per_token=1000, prefill_chunk=40)[:-1]) == {40}, "what was asked for is kept to"
+    weighted = chunks(keys_per_token=1000)
+    assert weighted[0] == 30
+    assert weighted[-2] == 10
+    assert weighted[:-1] == sorted(weighted[:-1], reverse=True)
+
+
 def test_a_shared_prefix_is_computed_once() -> None:
     scheduler = Scheduler(16384, 8)
     header = list(range(100, 130))

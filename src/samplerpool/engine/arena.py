@@ -7,11 +7,12 @@ are often neighbours, so that pure torch can attend to several rows in one strid
 
 from __future__ import annotations
 
+import contextlib
 import heapq
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy
 import torch
 from torch import Tensor
 
@@ -185,9 +186,13 @@ class Arena:
 def _zeros(vectors: int, dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros, on the CPU as pages that the system gives out only when they are written.
 
-    Masked keys have the weight 0 in pure torch, and 0 times whatever is in fresh memory may be no number.
+    Masked keys have the weight 0 in pure torch, and 0 times whatever is in fresh memory may be no number. Small pages:
+    with huge ones, each of the many vectors that a new row begins to fill would cost two megabytes of zeros at once.
     """
     if device.type != "cpu":
         return torch.zeros(vectors, dim, dtype=dtype, device=device)
-    count = vectors * dim * torch.empty((), dtype=dtype).element_size()
-    return torch.from_numpy(numpy.zeros(count, numpy.uint8)).view(dtype).view(vectors, dim)
+    pages = mmap.mmap(-1, max(1, vectors * dim * torch.empty((), dtype=dtype).element_size()))
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype, count=vectors * dim).view(vectors, dim)

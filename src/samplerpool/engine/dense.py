@@ -19,7 +19,7 @@ from samplerpool.config.arguments import EngineConfig
 from samplerpool.engine import kernels
 from samplerpool.engine.arena import MIN_CAPACITY, Arena
 from samplerpool.engine.base import EngineStats
-from samplerpool.engine.batched import BatchedEngine, cache_tokens, checked_options, layer_shapes
+from samplerpool.engine.batched import BatchedEngine, cache_tokens, checked_options, keys_per_token, layer_shapes
 from samplerpool.engine.dense_attention import IMPLEMENTATION, ArenaCache, Span, Step, packed_attention
 from samplerpool.engine.fused_layers import FusedLayers
 from samplerpool.engine.packed_group import pack_groups
@@ -69,6 +69,7 @@ class DenseEngine(BatchedEngine):
             self._arena.tokens,
             config.max_batch,
             prefill_chunk=options.get("prefill_chunk"),
+            keys_per_token=keys_per_token(model, shapes),
             step_tokens=options.get("step_tokens", STEP_TOKENS),
             reuse=options.get("prefix_cache", True),
         )

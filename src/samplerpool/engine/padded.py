@@ -18,7 +18,7 @@ from transformers import Cache
 
 from samplerpool.config.arguments import EngineConfig
 from samplerpool.engine.arena import MIN_CAPACITY, Arena, LayerShape, Region
-from samplerpool.engine.batched import BatchedEngine, cache_tokens, checked_options, layer_shapes
+from samplerpool.engine.batched import BatchedEngine, cache_tokens, checked_options, keys_per_token, layer_shapes
 from samplerpool.engine.packed_linear import pack_linears
 from samplerpool.engine.schedule import STEP_TOKENS, Plan, Row
 from samplerpool.engine.sequential import forward_arguments
@@ -66,6 +66,7 @@ class PaddedEngine(BatchedEngine):
             config.max_batch,
             max_model_len,
             prefill_chunk=options.get("prefill_chunk"),
+            keys_per_token=keys_per_token(model, shapes),
             step_tokens=options.get("step_tokens", STEP_TOKENS),
             reuse=options.get("prefix_cache", True),
         )

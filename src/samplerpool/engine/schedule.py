@@ -7,6 +7,7 @@ whose last token is computed in a step gain a token from it.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,8 +22,9 @@ ROOM_AHEAD = 32
 """Tokens of an answer that a row gets room for at first."""
 STEP_TOKENS = 512
 """Tokens in a step while nobody watches a stream."""
-CHUNK_BASE, CHUNK_PER_ROW = 32, 2
-"""Beside interactive streams: a step with so many tokens of prefill takes about three times as long as one without."""
+CHUNK_BASE, CHUNK_PER_ROW = 28, 2
+"""Beside interactive streams: a step with so many tokens of prefill takes about three times as long as one without, at
+the beginning of a prompt; further on each token has more keys to read, and there are fewer of them."""
 MAX_KEPT = 64
 """Ended rows that are kept for their prefixes."""
 
@@ -90,7 +92,8 @@ class Scheduler:
     Args:
         tokens: what the arena holds.
         max_batch: most rows at a time.
-        prefill_chunk: most tokens of prefill in a step beside interactive streams; None lets their number decide.
+        prefill_chunk: most tokens of prefill in a step beside interactive streams; None lets their number decide, and
+        keys_per_token: how many keys take as long to be read as all else that a token takes.
         step_tokens: most tokens in a step otherwise.
         reuse: whether prefixes are shared.
     """
@@ -101,6 +104,7 @@ class Scheduler:
         max_batch: int,
         *,
         prefill_chunk: int | None = None,
+        keys_per_token: float = math.inf,
         step_tokens: int = STEP_TOKENS,
         reuse: bool = True,
     ) -> None:
@@ -109,6 +113,7 @@ class Scheduler:
         self.longest_row = self._buddies.largest
         self._max_batch = max_batch
         self._prefill_chunk = prefill_chunk
+        self._keys_per_token = keys_per_token
         self._step_tokens = step_tokens
         self._reuse = reuse
         self._index = PrefixIndex()
@@ -189,21 +194,26 @@ class Scheduler:
     def _share_out(self, plan: Plan) -> None:
         decodes = [row for row in self.running.values() if row.pending == 1]
         plan.decodes = sorted(decodes, key=lambda row: row.region.offset if row.region else 0)
-        budget = max(1, self._chunk_budget(plan.decodes) - len(decodes))
+        watched = any(row.interactive for row in decodes)
+        budget = self._chunk_budget(len(decodes), watched)
         prefills = [row for row in self.running.values() if row.pending > 1]
         for row in sorted(prefills, key=lambda row: not row.interactive):
             if budget <= 0:
                 return
-            count = min(row.pending, budget)
+            weight = self._weight(row) if watched else 1.0
+            count = min(row.pending, max(1, int(budget / weight)))
             plan.chunks.append((row, count))
-            budget -= count
+            budget -= count * weight
 
-    def _chunk_budget(self, decodes: list[Row]) -> int:
-        """Tokens in the next step, decode rows included."""
-        if not any(row.interactive for row in decodes):
-            return self._step_tokens
-        chunk = self._prefill_chunk or CHUNK_BASE + CHUNK_PER_ROW * len(decodes)
-        return len(decodes) + min(chunk, self._step_tokens)
+    def _chunk_budget(self, decodes: int, watched: bool) -> float:
+        """Tokens of prefill in the next step, each with its weight."""
+        if not watched:
+            return max(1, self._step_tokens - decodes)
+        return min(self._prefill_chunk or CHUNK_BASE + CHUNK_PER_ROW * decodes, self._step_tokens)
+
+    def _weight(self, row: Row) -> float:
+        """How many times as long as at a prompt's beginning a row's next token takes."""
+        return 1.0 if self._prefill_chunk else 1 + row.computed / self._keys_per_token
 
     # ---- admission ------------------------------------------------------------------------------------------------
 

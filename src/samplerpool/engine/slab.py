@@ -9,6 +9,7 @@ smaller again, once the long rows are gone, when more rows want in.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -30,7 +31,7 @@ class SlabScheduler(Scheduler):
         tokens: what the slab holds.
         max_batch: most rows at a time.
         longest: most tokens of a row.
-        prefill_chunk, step_tokens, reuse: as for ``Scheduler``.
+        prefill_chunk, keys_per_token, step_tokens, reuse: as for ``Scheduler``.
     """
 
     def __init__(
@@ -40,10 +41,18 @@ class SlabScheduler(Scheduler):
         longest: int,
         *,
         prefill_chunk: int | None = None,
+        keys_per_token: float = math.inf,
         step_tokens: int = STEP_TOKENS,
         reuse: bool = True,
     ) -> None:
-        super().__init__(tokens, max_batch, prefill_chunk=prefill_chunk, step_tokens=step_tokens, reuse=reuse)
+        super().__init__(
+            tokens,
+            max_batch,
+            prefill_chunk=prefill_chunk,
+            keys_per_token=keys_per_token,
+            step_tokens=step_tokens,
+            reuse=reuse,
+        )
         self.total_tokens = tokens - tokens % MIN_CAPACITY
         self.longest_row = min(whole_place(longest), self.total_tokens)
         self._smallest = self.longest_row
