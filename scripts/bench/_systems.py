@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -269,7 +270,7 @@ class Rival:
         if not requests.together or count == 1:
             return [(self._children[0], requests)]
         ends = [-(-total * number // count) for number in range(count + 1)]
-        shares = [requests.only(range(start, end)) for start, end in zip(ends, ends[1:], strict=False)]
+        shares = [requests.only(range(start, end)) for start, end in pairwise(ends)]
         return [(child, share) for child, share in zip(self._children, shares, strict=True) if share.prompts]
 
     def processes(self) -> list[psutil.Process]:
