@@ -30,6 +30,7 @@ from samplerpool.pool.devices import plan_workers, worker_environment
 TITLES: Mapping[str, str] = {
     "pool": "samplerpool, 1 worker",
     "pool2": "samplerpool, 2 workers",
+    "torch": "samplerpool, without numba",
     "vllm": "vLLM",
     "static": "generate, batches of 32",
     "continuous": "generate_batch",
@@ -82,13 +83,19 @@ class Pool:
     Args:
         workers: that share the machine's cores.
         max_batch: most requests that one worker works on at a time.
+        compiled: whether what numba compiles may be used.
     """
 
-    def __init__(self, name: str, *, model: str, workers: int, engine: str, max_batch: int) -> None:
+    def __init__(
+        self, name: str, *, model: str, workers: int, engine: str, max_batch: int, compiled: bool = True
+    ) -> None:
         self.name = name
         self.versions: dict[str, str] = {}
         before = {child.pid for child in psutil.Process().children()}
-        self._sampler = SyncSampler.launch(model, workers, devices="cpu", engine=engine, max_batch=max_batch)
+        options = {} if compiled else {"kernel": False}
+        self._sampler = SyncSampler.launch(
+            model, workers, devices="cpu", engine=engine, max_batch=max_batch, engine_options=options
+        )
         self._children = [child for child in psutil.Process().children() if child.pid not in before]
 
     def run(self, requests: Requests) -> Outcome:

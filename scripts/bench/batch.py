@@ -1,12 +1,12 @@
 """How many tokens a second this project samples on a CPU, beside the other ways to do it, in one run.
 
-Measured are a pool of one worker and one of two that share the cores, used over their sockets as anyone would; the
-same engines bare, one or two, without pool and text; transformers' ``generate`` on batches of 32 sorted by length, its
-``generate_batch``, one request after the other; and, with ``--vllm-python``, vLLM. Each lives in processes of its own
-and takes its turn in every repeat; while one works, the others do nothing. All get the same prompts, other ones in each
-repeat (so no cache holds what it answered before), decode greedily in float32, and their tokens are counted in the same
-way. What is very slow gets fewer of the prompts, which the tables say. Medians of the repeats; a ratio is the median of
-the ratios within a repeat.
+Measured are a pool of one worker and one of two that share the cores, used over their sockets as anyone would (and, if
+asked for, one without what numba compiles); the same engines bare, one or two, without pool and text; transformers'
+``generate`` on batches of 32 sorted by length, its ``generate_batch``, one request after the other; and, with
+``--vllm-python``, vLLM. Each lives in processes of its own and takes its turn in every repeat; while one works, the
+others do nothing. All get the same prompts, other ones in each repeat (so no cache holds what it answered before),
+decode greedily in float32, and their tokens are counted in the same way. What is very slow gets fewer of the prompts,
+which the tables say. Medians of the repeats; a ratio is the median of the ratios within a repeat.
 
 The ceiling is what float32 matrix products of the model's shapes reach here, measured between the turns. A share of it
 counts the work that the answers need: every prompt token (a prefix that all prompts share only once) and every new one.
@@ -15,9 +15,9 @@ counts the work that the answers need: every prompt token (a prefix that all pro
                                   [--only SYSTEMS] [--workloads NAMES] [--json FILE] [--svg FILE]
     python scripts/bench/batch.py --merge FILE FILE ... [--json FILE] [--svg FILE]
 
-Workloads: main, alone, eight, long, distinct. Systems: pool, pool2, vllm, static, continuous, one_by_one, bare, bare2.
-Parts of the whole can be measured one by one and put together: ratios are taken within a part, so that ``pool`` should
-be in each. The file of ``--json`` is written after every round, and Ctrl-C ends with a table of what there is.
+Workloads: main, alone, eight, long, distinct. Systems: pool, pool2, torch, vllm, static, continuous, one_by_one, bare,
+bare2. Parts of the whole can be measured one by one and put together: ratios are taken within a part, so that ``pool``
+should be in each. The file of ``--json`` is written after every round, and Ctrl-C ends with a table of what there is.
 """
 
 from __future__ import annotations
@@ -59,9 +59,15 @@ def build(name: str, model: Model, options: argparse.Namespace) -> System:
     Raises:
         SamplerPoolError, RuntimeError, OSError: it cannot be.
     """
-    if name in ("pool", "pool2"):
-        workers = 2 if name == "pool2" else 1
-        return Pool(name, model=str(model.folder), workers=workers, engine=options.engine, max_batch=options.max_batch)
+    if name in ("pool", "pool2", "torch"):
+        return Pool(
+            name,
+            model=str(model.folder),
+            workers=2 if name == "pool2" else 1,
+            engine=options.engine,
+            max_batch=options.max_batch,
+            compiled=name != "torch",
+        )
     if name in ("bare", "bare2"):
         count = 2 if name == "bare2" else 1
         children = bare_engines(count, model.folder, engine=options.engine, max_batch=options.max_batch)
