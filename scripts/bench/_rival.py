@@ -93,12 +93,18 @@ class Static(_Transformers):
         return [self.up_to_end(row) for row in sequences[:, longest:].tolist()]
 
 
+MEMORY_SHARE = 0.2
+"""Of the machine's, for the cache of ``generate_batch``: by itself it takes nearly all, and it is not alone here."""
+
+
 class Continuous(_Transformers):
     """``generate_batch``: transformers' continuous batching."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         super().__init__(options)
         self.model.set_attn_implementation("sdpa")
+        configuration = importlib.import_module("transformers.generation.configuration_utils")
+        self.sizes = configuration.ContinuousBatchingConfig(max_memory_percent=MEMORY_SHARE)
 
     def sample(self, prompts: Prompts, max_new_tokens: int) -> list[list[int]]:
         """See ``Rival``."""
@@ -106,6 +112,7 @@ class Continuous(_Transformers):
         results = self.model.generate_batch(
             inputs=[list(prompt) for prompt in prompts],
             generation_config=self.generation_config,
+            continuous_batching_config=self.sizes,
             progress_bar=False,
         )
         by_number = sorted(results.items(), key=lambda item: int(item[0].rsplit("_", 1)[-1]))
