@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-COLORS = ("#2f6fdb", "#5b93ec", "#d97b0b", "#3a9d5d", "#2a9d9d", "#8b949e")
+COLORS = ("#2f6fdb", "#5b93ec", "#93b9f5", "#3a9d5d", "#d97b0b", "#8b949e", "#a9793f")
 INK = "#6e7781"
 """Contrasts with white and with near-black about equally."""
 GRID_OPACITY = 0.3
