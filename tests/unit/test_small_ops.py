@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,6 +34,11 @@ def plain_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 @pytest.mark.parametrize("shape", [(8,), (1, 1, 576), (3, 200, 64), (2, 0, 16)])
 def test_norm(shape: tuple[int, ...]) -> None:
     x, weight = torch.randn(shape) * 3, torch.randn(shape[-1])
+    torch.testing.assert_close(small_ops.rms_norm(x, weight, 1e-5), plain_norm(x, weight, 1e-5))
+
+
+def test_norm_of_rows_with_gaps() -> None:
+    x, weight = torch.randn(16, 3).t(), torch.randn(16)
     torch.testing.assert_close(small_ops.rms_norm(x, weight, 1e-5), plain_norm(x, weight, 1e-5))
 
 
@@ -86,13 +94,44 @@ def test_rotation_and_keeping(tokens: int, heads: int, kv_heads: int, dim: int, 
     assert not values[others].any()
 
 
+def test_a_default_dtype_of_others_changes_nothing() -> None:
+    """It holds for all threads of a process, and transformers sets it while it loads a model."""
+    x, both, weight = torch.randn(3, 64), torch.randn(3, 64), torch.randn(64)
+    expected = small_ops.rms_norm(x, weight, 1e-5), small_ops.gated(both, SILU)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = small_ops.rms_norm(x, weight, 1e-5), small_ops.gated(both, SILU)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert [each.dtype for each in found] == [torch.float32] * 2
+    assert all(map(torch.equal, found, expected))
+
+
+def test_calls_on_two_threads_have_an_argument_each() -> None:
+    """Two samplers in one process each step on a thread of their own."""
+    inside, seen = threading.Barrier(2, timeout=60), []
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    def compiled(argument: int) -> None:
+        inside.wait()  # both have written theirs by now
+        seen.append(ctypes.c_int64.from_address(argument + 8).value)
+
+    address = ctypes.cast(compiled, ctypes.c_void_p).value
+    op = small_ops._Op(SimpleNamespace(address=address), "=2q")
+    threads = [threading.Thread(target=op.run, args=(0, number)) for number in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(seen) == [1, 2]
+
+
 class TestWhatWouldBeReadWrongly:
     def test_norms(self) -> None:
         for x, weight in (
             (torch.randn(2, 12), torch.ones(12)),
             (torch.randn(2, 16, dtype=torch.float64), torch.ones(16)),
             (torch.randn(2, 16), torch.ones(8)),
-            (torch.randn(16, 2).t(), torch.ones(16)),
         ):
             with pytest.raises(ValueError, match="must be float32 on the CPU"):
                 small_ops.rms_norm(x, weight, 1e-6)

@@ -76,7 +76,7 @@ class PackedWeight:
 
     def _is_right(self, weight: Tensor, counts: tuple[int, ...]) -> bool:
         for rows in counts:
-            probe = torch.linspace(-1, 1, rows * self.inputs).view(rows, -1)
+            probe = torch.linspace(-1, 1, rows * self.inputs, dtype=weight.dtype).view(rows, -1)
             expected = F.linear(probe, weight, self._bias)
             difference = (self.multiply(probe) - expected).abs().max()
             if not difference <= _TOLERANCE * expected.abs().max():
@@ -91,7 +91,7 @@ class PackedWeight:
         block_inputs, rest = divmod(torch.ops.mkldnn._nbytes(self._packed), blocks * small_ops.BLOCK * 4)
         if rest or block_inputs < self.inputs:
             return None
-        bias = torch.zeros(blocks * small_ops.BLOCK)
+        bias = torch.zeros(blocks * small_ops.BLOCK, dtype=torch.float32)
         if self._bias is not None:
             bias[: self.outputs] = self._bias.detach()
         address = torch.ops.mkldnn.data_ptr(self._packed)

@@ -43,25 +43,25 @@ GELU_TANH = Gate(1.5957691216057308, 0.044715)
 
 
 class _Op:
-    """One compiled operation, with room for its argument. For one thread."""
+    """One compiled operation. Each call has an argument of its own, as engines may run on several threads."""
 
     def __init__(self, compiled: Any, argument: str) -> None:
         self._compiled = compiled  # owns the code
         self._address = compiled.address
         self._call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled.address)
-        self._pack = struct.Struct(argument).pack_into
-        self._argument = ctypes.create_string_buffer(struct.calcsize(argument))
-        self._at = ctypes.addressof(self._argument)
+        self._pack = struct.Struct(argument).pack
+        self._room = (ctypes.c_char * struct.calcsize(argument)).from_buffer_copy
 
     def run(self, work: int, *argument: int | float) -> None:
         """Run it on torch's threads, or in this one where there is little to do."""
-        self._pack(self._argument, 0, 0, *argument)
+        room = self._room(self._pack(0, *argument))
+        at = ctypes.addressof(room)
         parallel = openmp_parallel() if work >= _SMALL_WORK else None
         threads = torch.get_num_threads()
         if parallel is None or threads == 1:
-            self._call(self._at)
+            self._call(at)
         else:
-            parallel(self._address, self._at, threads, 0)
+            parallel(self._address, at, threads, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,16 +123,16 @@ def multiply_few(input: Tensor, weight: BlockedWeight) -> Tensor:
     Returns:
         Shape [..., outputs].
     """
-    rows = input.reshape(-1, weight.inputs)
+    rows = _rows(input, weight.inputs)
     if rows.dtype is not torch.float32 or rows.device.type != "cpu" or rows.stride(-1) != 1:
         raise ValueError(f"input must be float32 on the CPU without gaps, not {rows.dtype} on {rows.device}")
     blocks = weight.bias.numel() // BLOCK
-    out = torch.empty(rows.shape[0], blocks * BLOCK)
+    out = rows.new_empty(rows.shape[0], blocks * BLOCK)
     _ops().product.run(
         weight.outputs * weight.inputs, blocks, rows.data_ptr(), rows.stride(0), rows.shape[0], weight.inputs,
         weight.address, weight.block_inputs, weight.bias.data_ptr(), out.data_ptr(),
     )  # fmt: skip
-    return out[:, : weight.outputs].view(*input.shape[:-1], weight.outputs)
+    return out[:, : weight.outputs].contiguous().view(*input.shape[:-1], weight.outputs)
 
 
 def fits(dim: int) -> bool:
@@ -151,7 +151,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         A new tensor of x's shape.
     """
     dim = x.shape[-1]
-    rows = x.reshape(-1, dim)
+    rows = _rows(x, dim)
     _check("x", rows, dim)
     _check("weight", weight, dim)
     out = torch.empty_like(rows, memory_format=torch.contiguous_format)
@@ -172,12 +172,12 @@ def gated(both: Tensor, gate: Gate) -> Tensor:
         Shape [..., dim].
     """
     dim = both.shape[-1] // 2
-    rows = both.reshape(-1, 2 * dim)
+    rows = _rows(both, 2 * dim)
     _check("both", rows, 2 * dim)
     if not fits(dim):
         raise ValueError(f"half of the last dimension must be a multiple of {LANES}, not {dim}")
     count = rows.shape[0]
-    out = torch.empty(count, dim)
+    out = rows.new_empty(count, dim)
     _ops().gate.run(
         2 * count * dim, count, rows.data_ptr(), rows.stride(0), out.data_ptr(), dim, gate.slope, gate.cubic
     )
@@ -233,6 +233,12 @@ def _norm_arguments(norms: tuple[Tensor, Tensor, float], dim: int) -> tuple[int,
     _check("the queries' weight", query, dim)
     _check("the keys' weight", key, dim)
     return query.data_ptr(), key.data_ptr(), eps
+
+
+def _rows(x: Tensor, dim: int) -> Tensor:
+    """Shape [rows, dim], each row without gaps; a copy only if need be."""
+    rows = x.reshape(-1, dim)
+    return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
 def _check(name: str, tensor: Tensor, dim: int, rows: int | None = None) -> None:
