@@ -124,11 +124,91 @@ def test_code_that_looks_at_more_than_is_tried_is_left_alone() -> None:
     """Ministral 3 scales queries by their position, far behind any trial."""
     from transformers.models.ministral3.modeling_ministral3 import Ministral3Attention
 
-    from samplerpool.engine.fused_layers import _is_known
+    from samplerpool.engine.fused_layers import _ATTENTION_NAMES, _is_known
 
     module = Ministral3Attention.__new__(Ministral3Attention)
-    assert not _is_known(module)
-    assert _is_known(build("llama").model.layers[0].self_attn)
+    assert not _is_known(module, _ATTENTION_NAMES)
+    assert _is_known(build("llama").model.layers[0].self_attn, _ATTENTION_NAMES)
+
+
+class LimitedBlock(nn.Module):
+    """As some feed-forward blocks do: what passes the limit is cut off, which no small number shows."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = block.gate_proj, block.up_proj, block.down_proj
+        self.act_fn = block.act_fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_proj(x).clamp(max=1e6), self.up_proj(x).clamp(min=-1e6, max=1e6)
+        return self.down_proj(self.act_fn(gate) * up)  # type: ignore[no-any-return]
+
+
+def test_a_block_with_limits_is_left_alone() -> None:
+    model = build("llama", **WIDE)
+    for layer in model.model.layers:
+        layer.mlp = LimitedBlock(layer.mlp)
+    engine = Watched(model)
+    assert (engine.fused.attentions, engine.fused.blocks) == (2, 0)
+    engine.close()
+
+
+def test_code_within_other_code_is_not_known() -> None:
+    def wrapped(forward: Any) -> Any:
+        return lambda self, x: forward(self, x)
+
+    class Wrapped(LimitedBlock):
+        forward = wrapped(LimitedBlock.forward)
+
+    model = build("llama", **WIDE)
+    model.model.layers[0].mlp = Wrapped(model.model.layers[0].mlp)
+    engine = Watched(model)
+    assert engine.fused.blocks == 1
+    engine.close()
+
+
+class OtherAttention(nn.Module):
+    """Of a part of the model that has no cache, such as one for images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.o_proj(self.q_proj(x).view(x.shape) + self.k_proj(x) + self.v_proj(x))  # type: ignore[no-any-return]
+
+
+def test_a_module_that_only_looks_like_one_of_the_layers_does_no_harm() -> None:
+    model = build("llama", **WIDE)
+    model.other = OtherAttention()
+    engine = Watched(model)
+    assert (engine.fused.attentions, engine.fused.blocks) == (2, 2)
+    engine.close()
+
+
+def test_hooks_that_a_model_has_are_called() -> None:
+    model, called = build("llama", **WIDE), []
+    Watched(model).close()  # leaves the layers packed
+    for part in ("self_attn.q_proj", "mlp.up_proj"):
+        layer = model.model.layers[0].get_submodule(part)
+        layer.register_forward_hook(lambda *_, part=part: called.append(part))
+    engine = Watched(model)
+    assert (engine.fused.attentions, engine.fused.blocks) == (1, 1)
+    called.clear()
+    engine.answers()
+    assert {*called} == {"self_attn.q_proj", "mlp.up_proj"}
+    engine.close()
+
+
+def test_a_default_dtype_of_others_changes_nothing() -> None:
+    model = build("llama", **WIDE)
+    torch.set_default_dtype(torch.float64)
+    try:
+        engine = Watched(model)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (engine.fused.attentions, engine.fused.blocks, engine.fused.norms) == (2, 2, 5)
+    engine.close()
 
 
 def test_the_model_by_itself_is_as_before() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from samplerpool.engine.arena import LayerShape
+from samplerpool.engine.batched import keys_per_token
+from samplerpool.engine.packed_group import pack_groups, weight_count
 from samplerpool.engine.packed_linear import PackedLinear, pack_linears
 from samplerpool.engine.packed_weight import PackedWeight, why_not
 
@@ -80,6 +84,8 @@ def test_any_number_of_rows(out_features: int, in_features: int, bias: bool, com
         torch.randn(1, 1, 1, 576),
         torch.randn(576, 6).t(),
         torch.randn(2, 3, 1152)[..., ::2],
+        torch.randn(576, 2).t(),
+        torch.randn(1, 2, 1152)[..., ::2],
         torch.randn(20, 576)[7:12],
         torch.randn(576),
         torch.randn(0, 576),
@@ -92,6 +98,38 @@ def test_any_form_of_input(input: Tensor) -> None:
     with torch.inference_mode():
         result = packed(input)
         torch.testing.assert_close(result, layer(input), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_outputs_have_no_gaps(rows: int) -> None:
+    _, packed = packed_layer(513, 576)
+    with torch.inference_mode():
+        assert packed(torch.randn(1, rows, 576)).is_contiguous()
+
+
+@pytest.fixture
+def float64_by_default() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_a_default_dtype_of_others_changes_nothing(float64_by_default: None) -> None:
+    layer = nn.Linear(600, 600, dtype=torch.float32)
+    weight = PackedWeight(layer.weight.detach(), layer.bias.detach())
+    assert weight.is_right(layer.weight.detach())
+    for rows in (1, 2, 3):
+        input = torch.randn(rows, 600, dtype=torch.float32)
+        torch.testing.assert_close(weight.multiply(input), layer(input).detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_gradient_goes_through_to_the_input() -> None:
+    model = nn.ModuleDict({"gate_proj": nn.Linear(600, 600), "up_proj": nn.Linear(600, 600), "o": nn.Linear(600, 600)})
+    input = torch.randn(2, 600, requires_grad=True)
+    wanted = [torch.autograd.grad(layer(input).sum(), input)[0] for layer in model.values()]
+    assert (pack_groups(model), pack_linears(model).packed) == (1, 1)
+    for layer, gradient in zip(model.values(), wanted, strict=True):
+        torch.testing.assert_close(torch.autograd.grad(layer(input).sum(), input)[0], gradient)
 
 
 def test_the_weight_can_be_read_and_saved_but_not_loaded() -> None:
@@ -121,6 +159,26 @@ class OwnLinear(nn.Linear):
         return F.linear(input, self.weight) * 2
 
 
+class Quantized(Tensor):
+    """Says that it is float32, and holds something else."""
+
+    @staticmethod
+    def __new__(cls, size: int) -> Quantized:
+        return Tensor._make_wrapper_subclass(cls, (size, size), dtype=torch.float32)  # type: ignore[attr-defined]
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.aten.detach.default:
+            return args[0]
+        raise NotImplementedError(function)
+
+
+def quantized() -> nn.Linear:
+    layer = nn.Linear(600, 600)
+    layer.weight = nn.Parameter(Quantized(600), requires_grad=False)
+    return layer
+
+
 def hooked() -> nn.Linear:
     layer = nn.Linear(600, 600)
     layer.register_forward_hook(lambda module, inputs, output: output + 1)
@@ -129,8 +187,16 @@ def hooked() -> nn.Linear:
 
 @pytest.mark.parametrize(
     "layer",
-    [nn.Linear(600, 600).bfloat16(), nn.Linear(600, 600).double(), nn.Linear(64, 64), OwnLinear(600, 600), hooked()],
-    ids=["bfloat16", "float64", "small", "derived class", "hooked"],
+    [
+        nn.Linear(600, 600).bfloat16(),
+        nn.Linear(600, 600).double(),
+        nn.Linear(600, 600, device="meta"),
+        nn.Linear(64, 64),
+        OwnLinear(600, 600),
+        hooked(),
+        quantized(),
+    ],
+    ids=["bfloat16", "float64", "meta", "small", "derived class", "hooked", "quantized"],
 )
 def test_layers_that_are_left_alone(layer: nn.Linear) -> None:
     model = nn.Sequential(layer)
@@ -138,12 +204,14 @@ def test_layers_that_are_left_alone(layer: nn.Linear) -> None:
     assert model[0] is layer
 
 
-def test_packing_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packing_can_be_switched_off(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     model = nn.Sequential(nn.Linear(600, 600))
     report = pack_linears(model, enabled=False)
     assert (report.packed, report.kept, report.reason) == (0, 1, "switched off")
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert "no oneDNN" in str(pack_linears(model).reason)
+    assert "no linear layers are packed: torch has no oneDNN here" in caplog.text
     assert type(model[0]) is nn.Linear
 
 
@@ -201,6 +269,17 @@ def test_a_tied_head_keeps_the_embedding() -> None:
     assert model.lm_head.weight is embedding
     assert report.extra_bytes == 600 * 512 * 4
     assert report.kept == 4, "keys and values of two layers are small"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_is_counted_is_the_same_when_the_weights_are_packed(tied: bool) -> None:
+    """A second engine on a model, or one that is tried after another, finds it packed."""
+    model, shapes = llama(tied=tied), [LayerShape(2, 64, 64)] * 2
+    before = weight_count(model), keys_per_token(model, shapes)
+    assert before[0] == sum(parameter.numel() for parameter in model.parameters())
+    assert pack_groups(model) == 4
+    assert pack_linears(model).packed
+    assert (weight_count(model), keys_per_token(model, shapes)) == before
 
 
 def test_packing_twice_changes_nothing() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from samplerpool.config.arguments import EngineConfig
 from samplerpool.config.sampling import PARAMS
@@ -21,6 +21,7 @@ from samplerpool.engine.base import (
     check_prompt,
     check_supported,
 )
+from samplerpool.engine.packed_group import weight_count
 from samplerpool.engine.row_sampler import RowSampler, SamplingRow
 from samplerpool.engine.schedule import Plan, Row, Scheduler
 from samplerpool.errors import InvalidParameter, StartFailed
@@ -187,13 +188,9 @@ def layer_shapes(model: Any) -> list[LayerShape]:
 
 
 def keys_per_token(model: Any, shapes: Sequence[LayerShape]) -> float:
-    """How many keys take as long to be read as all else that a token of a prompt takes, by counting operations.
-
-    To be asked before the model's layers are packed.
-    """
+    """How many keys take as long to be read as all else that a token of a prompt takes, by counting operations."""
     tables = [table for table in (model.get_input_embeddings(), model.get_output_embeddings()) if table is not None]
-    outside = {weight.data_ptr(): weight.numel() for table in tables for weight in table.parameters()}
-    body: int = sum(weight.numel() for weight in model.parameters()) - sum(outside.values())
+    body = weight_count(model) - weight_count(nn.ModuleList(tables))
     heads: int = getattr(model.config.get_text_config(), "num_attention_heads", 1)
     per_key = sum(max(heads, shape.kv_heads) * (shape.key_dim + shape.value_dim) for shape in shapes)
     return max(1.0, ATTENTION_SPEED * body / per_key)

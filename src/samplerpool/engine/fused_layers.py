@@ -9,9 +9,11 @@ model is asked to compute without the engine's cache.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any, cast
 
 import torch
@@ -21,13 +23,16 @@ from samplerpool.engine import small_ops
 from samplerpool.engine.arena import MIN_CAPACITY, Arena, Region
 from samplerpool.engine.dense_attention import ArenaCache, Call, Span, Step, attend, current_step
 from samplerpool.engine.packed_group import GroupedLinear, PackedGroup
+from samplerpool.engine.packed_linear import has_hooks
+
+log = logging.getLogger(__name__)
 
 _TOLERANCE = 1e-5
 """Of a trial, relative to the largest output: rounding, not another formula."""
 
 _PROBE_TOKENS = 5
 
-_KNOWN_NAMES = frozenset(
+_ATTENTION_NAMES = frozenset(
     (
         *("ALL_ATTENTION_FUNCTIONS", "_attn_implementation", "apply_rotary_pos_emb", "attention_dropout"),
         *("attn_logit_softcapping", "config", "contiguous", "eager_attention_forward", "get_interface", "getattr"),
@@ -38,9 +43,19 @@ _KNOWN_NAMES = frozenset(
 """All that the code of an attention module may refer to. Something more, such as a temperature that changes at a far
 position, might not show in a trial."""
 
+_BLOCK_NAMES = frozenset(
+    (
+        *("act_fn", "activation_fn", "down_proj", "gate_proj", "up_proj"),
+        *("dropout", "functional", "nn", "residual_dropout", "training"),
+    )
+)
+"""The same of a feed-forward block: a limit of the gate, say, shows only in numbers beyond it."""
+
 
 class FusedLayers:
     """What was replaced in a model, until ``undo``.
+
+    Hooks of the replaced modules go on to be called; those that are put later on the layers of a group are not.
 
     Args:
         model: a causal language model of transformers whose attention is ``packed_attention`` and whose linear layers
@@ -52,9 +67,12 @@ class FusedLayers:
     def __init__(self, model: nn.Module, cache: ArenaCache, arena: Arena) -> None:
         self.norms = self.blocks = self.attentions = 0
         self._replaced: list[nn.Module] = []
-        if small_ops.why_unavailable() is None:
-            with torch.inference_mode():
-                self._fuse(model, cache, arena)
+        if reason := small_ops.why_unavailable():
+            log.warning("the layers keep their own code, which is slower: %s", reason)
+            return
+        with torch.inference_mode():
+            self._fuse(model, cache, arena)
+        log.info("replaced %d attentions, %d blocks, %d norms", self.attentions, self.blocks, self.norms)
 
     def _fuse(self, model: nn.Module, cache: ArenaCache, arena: Arena) -> None:
         # From the outside in: a trial compares with the module's own code all the way down.
@@ -66,7 +84,12 @@ class FusedLayers:
     def _replace(self, modules: list[nn.Module], better: Callable[[Any], Callable[..., Any] | None]) -> int:
         count = len(self._replaced)
         for module in modules:
-            if (forward := better(module)) is not None:
+            try:
+                forward = better(module)
+            except Exception:  # whatever a module that has another form than its names suggest stumbles over
+                log.debug("a %s keeps its own code", type(module).__name__, exc_info=True)
+                continue
+            if forward is not None:
                 module.forward = forward  # on the instance: its class, and other models, keep theirs
                 self._replaced.append(module)
         return len(self._replaced) - count
@@ -84,7 +107,22 @@ def _agree(one: Tensor, other: Tensor) -> bool:
 
 def _probe(*shape: int) -> Tensor:
     """Numbers without a pattern that a formula could hide behind, always the same ones."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+
+
+def _times(probe: Tensor, *sizes: float) -> Tensor:
+    """Each row multiplied by its size."""
+    return probe * torch.tensor(sizes, dtype=torch.float32)[:, None]
+
+
+def _is_known(module: nn.Module, names: frozenset[str]) -> bool:
+    """Whether the module's code refers to nothing but these names, so that a trial shows all that it does."""
+    forward = type(module).forward
+    while hasattr(forward, "__wrapped__"):
+        forward = forward.__wrapped__
+    code = forward.__code__
+    within = code.co_freevars or any(isinstance(constant, CodeType) for constant in code.co_consts)
+    return not within and names.issuperset(code.co_names)
 
 
 # ---- norms --------------------------------------------------------------------------------------------------------
@@ -111,7 +149,7 @@ def find_norm(module: nn.Module) -> Norm | None:
     if weight.dtype is not torch.float32 or weight.device.type != "cpu" or not small_ops.fits(len(weight)):
         return None
     # Rows of all sizes: in the smallest, eps decides.
-    probe = _probe(4, len(weight)) * torch.tensor([1.0, 30.0, 0.1, max(eps, 1e-12) ** 0.5])[:, None]
+    probe = _times(_probe(5, len(weight)), 1.0, 30.0, 1e4, 0.1, max(eps, 1e-12) ** 0.5)
     for scale in (weight.detach(), 1 + weight.detach()):
         norm = Norm(scale, eps)
         with suppress(Exception):  # whatever a module of another kind raises
@@ -139,10 +177,11 @@ class Block:
 
 def _block(module: Any) -> Block | None:
     group, down = _group_of(module, "gate_proj", "up_proj"), getattr(module, "down_proj", None)
-    if group is None or not isinstance(down, nn.Module) or not small_ops.fits(group.sizes[0]):
+    if group is None or not isinstance(down, nn.Module) or not _is_known(module, _BLOCK_NAMES):
         return None
-    width = module.gate_proj.in_features
-    probe = _probe(1, 4, width) * torch.tensor([1.0, 0.1, 5.0, 30.0])[:, None]
+    if not small_ops.fits(group.sizes[0]):
+        return None
+    probe = _times(_probe(1, 4, module.gate_proj.in_features), 1.0, 0.1, 5.0, 30.0)
     for gate in (small_ops.SILU, small_ops.GELU_TANH):
         block = Block(group, gate, down)
         with suppress(Exception):  # whatever a module of another kind raises
@@ -153,9 +192,9 @@ def _block(module: Any) -> Block | None:
 
 
 def _group_of(module: nn.Module, *names: str) -> PackedGroup | None:
-    """The group that just these layers are, in this order."""
+    """The group that just these layers are, in this order, if nobody wants to be told when they are called."""
     layers = [getattr(module, name, None) for name in names]
-    if not all(isinstance(layer, GroupedLinear) for layer in layers):
+    if not all(isinstance(layer, GroupedLinear) and not has_hooks(layer) for layer in layers):
         return None
     groups = {id(layer.group): layer.group for layer in layers if isinstance(layer, GroupedLinear)}
     group = next(iter(groups.values()))
@@ -229,7 +268,8 @@ class Attention:
 
 def _attention(module: Any, cache: ArenaCache, arena: Arena) -> Attention | None:
     group = _group_of(module, "q_proj", "k_proj", "v_proj")
-    if group is None or not isinstance(getattr(module, "o_proj", None), nn.Module) or not _is_known(module):
+    output = getattr(module, "o_proj", None)
+    if group is None or not isinstance(output, nn.Module) or not _is_known(module, _ATTENTION_NAMES):
         return None
     shape = arena.shapes[module.layer_idx]
     dim = shape.key_dim
@@ -237,6 +277,8 @@ def _attention(module: Any, cache: ArenaCache, arena: Arena) -> Attention | None
         return None
     norms = None
     if hasattr(module, "q_norm"):
+        if has_hooks(module.q_norm) or has_hooks(module.k_norm):
+            return None
         query_norm, key_norm = find_norm(module.q_norm), find_norm(module.k_norm)
         if query_norm is None or key_norm is None or query_norm.eps != key_norm.eps:
             return None
@@ -248,14 +290,6 @@ def _attention(module: Any, cache: ArenaCache, arena: Arena) -> Attention | None
         if len(calls) == 1 and all(map(_agree, found, expected)):
             return fused
     return None
-
-
-def _is_known(module: nn.Module) -> bool:
-    """Whether the module's code refers to nothing but what a trial can show."""
-    forward = type(module).forward
-    while hasattr(forward, "__wrapped__"):
-        forward = forward.__wrapped__
-    return _KNOWN_NAMES.issuperset(forward.__code__.co_names)
 
 
 def _tried(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from samplerpool.engine import packed_linear
+from samplerpool.engine.packed_linear import PackedLinear
 from samplerpool.engine.packed_weight import PackedWeight, why_not
 
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -53,7 +54,7 @@ class PackedGroup:
 
 
 class GroupedLinear(nn.Linear):
-    """One layer of a group. For inference only, like ``PackedLinear``; its weight is unpacked at each reading."""
+    """One layer of a group. For inference, like ``PackedLinear``; its weight is unpacked at each reading."""
 
     def __init__(self, group: PackedGroup, index: int, layer: nn.Linear) -> None:
         nn.Module.__init__(self)
@@ -67,7 +68,7 @@ class GroupedLinear(nn.Linear):
         return super().__getattr__(name)
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.dim() < 2 or not input.numel():
+        if input.requires_grad or input.dim() < 2 or not input.numel():
             return nn.functional.linear(input, self.weight, self.bias)
         return self.group.part(input, self._index)
 
@@ -103,6 +104,13 @@ def pack_groups(model: nn.Module, *, compiled: bool = True) -> int:
             parent.register_module(name, GroupedLinear(group, index, layer).train(layer.training))
         count += 1
     return count
+
+
+def weight_count(model: nn.Module) -> int:
+    """Numbers in a model's parameters, and in its packed weights, which are none."""
+    packed = (module for module in model.modules() if isinstance(module, PackedLinear | GroupedLinear))
+    hidden = (layer.in_features * layer.out_features for layer in packed if "weight" not in layer._parameters)
+    return sum(parameter.numel() for parameter in model.parameters()) + sum(hidden)
 
 
 def _candidates(model: nn.Module) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:

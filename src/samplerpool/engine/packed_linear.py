@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, cast
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from samplerpool.engine.packed_weight import PackedWeight, why_not
+
+log = logging.getLogger(__name__)
 
 SMALLEST = 1 << 18
 """Elements of a weight below which the operator's fixed cost (about 30 µs) is more than packing saves."""
@@ -34,7 +37,7 @@ class PackReport:
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer over a packed weight. For inference only: there is no gradient.
+    """A linear layer over a packed weight. For inference: a gradient goes through to the input alone, and slowly.
 
     ``weight`` can still be read, and is in the ``state_dict``: a tied weight is the shared parameter itself, any other
     is unpacked at each reading. It cannot be loaded or changed.
@@ -60,7 +63,7 @@ class PackedLinear(nn.Linear):
         return super().__getattr__(name)
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.dim() < 2 or not input.numel():
+        if input.requires_grad or input.dim() < 2 or not input.numel():
             return F.linear(input, self.weight, self.bias)
         return self._packed.multiply(input)
 
@@ -92,6 +95,7 @@ def pack_linears(model: nn.Module, *, enabled: bool = True, compiled: bool = Tru
                 sites.setdefault(child, []).append((parent, name))
     reason = why_not() if enabled else "switched off"
     if reason is not None:
+        log.info("no linear layers are packed: %s", reason)
         return PackReport(packed=0, kept=len(sites), packed_bytes=0, extra_bytes=0, reason=reason)
     return _pack_sites(model, sites, compiled)
 
@@ -141,11 +145,16 @@ def _is_packable(layer: nn.Module, weight: Tensor) -> bool:
 
 def is_plain(layer: nn.Module, weight: Tensor) -> bool:
     """Whether a layer does nothing but multiply a float32 matrix on the CPU."""
-    hooked = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
     return (
-        weight.dtype is torch.float32
+        type(weight) in (nn.Parameter, Tensor)  # those of other classes, such as quantized ones, only look like it
+        and weight.dtype is torch.float32
         and weight.device.type == "cpu"
         and weight.layout is torch.strided
         and weight.dim() == 2
-        and not hooked
+        and not has_hooks(layer)
     )
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something of others is to be called along with a module, or in its place."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))

@@ -19,6 +19,7 @@ from transformers import Cache
 from samplerpool.config.arguments import EngineConfig
 from samplerpool.engine.arena import MIN_CAPACITY, Arena, LayerShape, Region
 from samplerpool.engine.batched import BatchedEngine, cache_tokens, checked_options, keys_per_token, layer_shapes
+from samplerpool.engine.packed_group import weight_count
 from samplerpool.engine.packed_linear import pack_linears
 from samplerpool.engine.schedule import STEP_TOKENS, Plan, Row
 from samplerpool.engine.sequential import forward_arguments
@@ -207,8 +208,7 @@ def _price_of_pass(model: Any, shapes: Sequence[LayerShape]) -> int:
     """
     heads = getattr(model.config.get_text_config(), "num_attention_heads", 1)
     per_token = sum(max(heads, shape.kv_heads) * (shape.key_dim + shape.value_dim) for shape in shapes)
-    weights: int = sum(parameter.numel() for parameter in model.parameters())
-    return weights // per_token
+    return weight_count(model) // per_token
 
 
 def _swap(arena: Arena, swap: Swap) -> None:
