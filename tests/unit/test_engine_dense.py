@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -180,6 +181,14 @@ def test_the_model_gets_its_attention_back() -> None:
     build_engine(EngineConfig(engine="dense", options={"cache_gib": 0.02}), model, renderer).close()
 
 
+def test_a_fork_does_not_share_keys_and_values() -> None:
+    engine = build()
+    address = engine._arena.keys[0].data_ptr()  # type: ignore[attr-defined]
+    ranges = [line.split()[:2] for line in Path("/proc/self/maps").read_text().splitlines()]
+    kinds = [kind for where, kind in ranges if int(where.split("-")[0], 16) <= address < int(where.split("-")[1], 16)]
+    assert kinds == ["rw-p"]
+
+
 def test_options_are_checked() -> None:
     for options, words in (({"cache": 1}, "has no option"), ({"cache_gib": 0}, "above 0"), ({"kernel": 1}, "true or")):
         with pytest.raises(InvalidParameter, match=words):
@@ -190,3 +199,11 @@ def test_options_are_checked() -> None:
 def test_the_kernel_is_used_where_it_can_be() -> None:
     assert build().stats().details["attention_kernel"] is True
     assert build(kernel=False).stats().details["attention_kernel"] is False
+
+
+def test_the_log_says_why_the_kernel_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(kernels, "why_unavailable", lambda: "numba is on holiday")
+    assert build().stats().details["attention_kernel"] is False
+    assert "numba is on holiday" in caplog.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -316,6 +317,27 @@ def test_the_kernel_is_cached_by_its_source(tmp_path: Path, monkeypatch: pytest.
     kernels._load.__wrapped__()
     compiled = [path.suffix for path in (tmp_path / "kernels").rglob("*.nb?")]
     assert sorted(compiled) == [".nbc", ".nbi"]
+
+
+def test_the_cache_of_others_is_as_it_was_when_two_threads_compile_at_once() -> None:
+    import numba
+
+    before, folders, second = numba.config.CACHE_DIR, [], []
+
+    def inner(cache: bool) -> None:
+        folders.append(numba.config.CACHE_DIR)
+
+    def outer(cache: bool) -> None:
+        thread = threading.Thread(target=kernels.compile_cached, args=(inner,))
+        thread.start()
+        thread.join(0.05)
+        second.append(thread)
+        assert not folders, "the second one has to wait"
+
+    assert kernels.compile_cached(outer) is None
+    second[0].join()
+    assert folders not in ([], [before])
+    assert before == numba.config.CACHE_DIR
 
 
 def test_without_a_folder_it_compiles_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,10 +188,12 @@ def _zeros(vectors: int, dim: int, dtype: torch.dtype, device: torch.device) -> 
 
     Masked keys have the weight 0 in pure torch, and 0 times whatever is in fresh memory may be no number. Small pages:
     with huge ones, each of the many vectors that a new row begins to fill would cost two megabytes of zeros at once.
+    Private ones: shared ones cost twice the time, are given out at a mere look too, and a fork would write to them.
     """
     if device.type != "cpu":
         return torch.zeros(vectors, dim, dtype=dtype, device=device)
-    pages = mmap.mmap(-1, max(1, vectors * dim * torch.empty((), dtype=dtype).element_size()))
+    size = max(1, vectors * dim * dtype.itemsize)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without huge pages
             pages.madvise(mmap.MADV_NOHUGEPAGE)

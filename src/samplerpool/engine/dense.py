@@ -7,6 +7,7 @@ finished one leaves at once. Attention reads the arena (``dense_attention``); wh
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -25,6 +26,8 @@ from samplerpool.engine.fused_layers import FusedLayers
 from samplerpool.engine.packed_group import pack_groups
 from samplerpool.engine.packed_linear import pack_linears
 from samplerpool.engine.schedule import STEP_TOKENS, Plan, Row, Scheduler
+
+log = logging.getLogger(__name__)
 
 OPTIONS: Mapping[str, type] = {
     "cache_gib": float,
@@ -79,7 +82,7 @@ class DenseEngine(BatchedEngine):
         self._attention_before = model.config._attn_implementation
         model.set_attn_implementation(IMPLEMENTATION)
         on_host = model.device.type == "cpu" and model.dtype == torch.float32
-        self._compiled = on_host and options.get("kernel", True) and kernels.available()
+        self._compiled = on_host and options.get("kernel", True) and _kernel_available()
         if on_host and options.get("packed_linears", True):
             pack_groups(model, compiled=self._compiled)
             pack_linears(model, compiled=self._compiled)
@@ -121,6 +124,13 @@ class DenseEngine(BatchedEngine):
                 logits_to_keep=self._tensor(last),
             ).logits[0]
         return rows, logits
+
+
+def _kernel_available() -> bool:
+    reason = kernels.why_unavailable()
+    if reason is not None:
+        log.warning("attention is computed by torch alone, which is slower: %s", reason)
+    return reason is None
 
 
 def _span(row: Row, count: int) -> Span:

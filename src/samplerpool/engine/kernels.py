@@ -16,6 +16,7 @@ import ctypes
 import hashlib
 import os
 import struct
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,6 +35,9 @@ _SMALL_WORK = 50_000
 """Multiplications below which waking the other threads costs more than they save."""
 
 _NO_WINDOW = 2**62
+
+_compiling = threading.Lock()
+"""Where numba keeps its cache is a setting of the whole process, and two samplers may be started at once."""
 
 
 # ---- the compiled kernel -------------------------------------------------------------------------------------------
@@ -106,13 +110,14 @@ def compile_cached(build: Callable[[bool], _Built]) -> _Built | str:
     except ImportError as error:
         return f"numba cannot be imported ({error}); install samplerpool[fast]"
     folder = _writable_cache(numba.__version__)
-    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder or "")
-    try:
-        return build(folder is not None)
-    except Exception as error:  # whatever a compiler of another release or on another CPU stumbles over: go without
-        return f"numba {numba.__version__} cannot compile it ({type(error).__name__}: {error})"
-    finally:
-        numba.config.CACHE_DIR = before
+    with _compiling:
+        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder or "")
+        try:
+            return build(folder is not None)
+        except Exception as error:  # whatever a compiler of another release or on another CPU stumbles over: go without
+            return f"numba {numba.__version__} cannot compile it ({type(error).__name__}: {error})"
+        finally:
+            numba.config.CACHE_DIR = before
 
 
 def _writable_cache(numba_version: str) -> Path | None:
