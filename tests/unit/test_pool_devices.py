@@ -140,6 +140,10 @@ def test_the_environment_is_set_before_the_start() -> None:
     assert cpu["THP_MEM_ALLOC_ENABLE"] == "1"
     asked_for = worker_environment(WorkerPlan(device="cpu", torch_device="cpu", threads=2), {"GOMP_SPINCOUNT": "7"})
     assert asked_for["GOMP_SPINCOUNT"] == "7"
+    passive = worker_environment(
+        WorkerPlan(device="cpu", torch_device="cpu", threads=2), {"OMP_WAIT_POLICY": "passive"}
+    )
+    assert "GOMP_SPINCOUNT" not in passive
     cuda = worker_environment(WorkerPlan(device="cuda:5", torch_device="cuda", visible="5"), inherited)
     assert cuda["CUDA_VISIBLE_DEVICES"] == "5"
     assert cuda["OMP_NUM_THREADS"] == "64"

@@ -192,6 +192,8 @@ def worker_environment(plan: WorkerPlan, environ: Mapping[str, str]) -> dict[str
     if plan.threads:
         environment.update(dict.fromkeys(THREAD_VARIABLES, str(plan.threads)))
         environment = {**CPU_SETTINGS, **environment}
+        if "OMP_WAIT_POLICY" in environ and "GOMP_SPINCOUNT" not in environ:
+            del environment["GOMP_SPINCOUNT"]  # it would overrule that
     return environment
 
 
