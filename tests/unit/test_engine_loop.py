@@ -10,7 +10,7 @@ import pytest
 
 from samplerpool.config.arguments import EngineConfig
 from samplerpool.config.sampling import resolve, sampling_params
-from samplerpool.engine.base import EngineRequest
+from samplerpool.engine.base import EngineRequest, StepOutput
 from samplerpool.engine.loop import Admitted, EngineLoop, RequestEvent, RequestOutput
 from samplerpool.engine.scripted import ScriptedEngine, ScriptedRenderer
 from samplerpool.errors import Aborted, EngineBroken, EngineError
@@ -73,6 +73,38 @@ def test_a_stop_string_ends_the_request_and_frees_its_place(loop: EngineLoop) ->
     assert outputs[-1].finish_reason == "stop"
     assert outputs[-1].completion_tokens == len("one two")
     assert not loop.engine.has_work()
+
+
+class CoarseEngine(ScriptedEngine):
+    """Gives many tokens at a time, as an engine does that computes on a thread of its own."""
+
+    def step(self) -> list[StepOutput]:
+        first, *others = (output for _ in range(5) for output in super(CoarseEngine, self).step())
+        for output in others:
+            first.token_ids = [*first.token_ids, *output.token_ids]
+            first.logprobs = [*(first.logprobs or ()), *(output.logprobs or ())]
+            first.finish_reason = output.finish_reason
+        return [first]
+
+
+@pytest.mark.parametrize(("stop", "reason"), [("two", "stop"), ("ee", "stop"), ("four", "length")])
+def test_an_answer_ends_with_its_stop_string_however_many_tokens_came_with_it(
+    loop: EngineLoop, stop: str, reason: str
+) -> None:
+    wanted = request("[[say:one two three]]", stop=[stop], logprobs=1, max_new_tokens=13)
+    coarse = EngineLoop(CoarseEngine(EngineConfig()), ScriptedRenderer())
+    try:
+        fine, found = run(loop, wanted), run(coarse, wanted)
+    finally:
+        coarse.close()
+    assert len(found) < len(fine)
+    for outputs in (fine, found):
+        last, said = outputs[-1], "one two three".partition(stop)
+        tokens = [token_id for output in outputs for token_id in output.token_ids]
+        assert bytes(tokens) == "".join(said[:2]).encode()
+        assert [entry.token_id for output in outputs for entry in output.logprobs or ()] == tokens
+        assert "".join(output.text for output in outputs) == said[0]
+        assert (last.finish_reason, last.completion_tokens) == (reason, len(tokens))
 
 
 def test_logprobs_stay_with_their_tokens(loop: EngineLoop) -> None:

@@ -233,26 +233,28 @@ class EngineLoop:
             return RequestOutput(output.request_id, live.count, (), "", "error", failure)
 
     def _with_text(self, live: _Live, output: StepOutput) -> RequestOutput:
-        token_ids, reason = output.token_ids, output.finish_reason
-        index = live.count
-        live.count += len(token_ids)
-        self._tokens_done += len(token_ids)
-        text = live.detokenizer.add(token_ids) if token_ids else ""
+        reason, detokenizer = output.finish_reason, live.detokenizer
+        index, before = live.count, detokenizer.count
+        text = detokenizer.add(output.token_ids)
+        taken = detokenizer.count - before  # an engine may be some tokens beyond a stop string
+        live.count += taken
+        self._tokens_done += taken
         if reason is not None:
-            text += live.detokenizer.finish()
+            text += detokenizer.finish()
             del self._live[output.request_id]
-        elif live.detokenizer.stopped:
+        elif detokenizer.stopped:
             reason = "stop"
             self.engine.abort(output.request_id)
             del self._live[output.request_id]
-        if reason == "length" and live.detokenizer.stopped:
+        if reason == "length" and detokenizer.stopped:
             reason = "stop"
         message = None
         if live.texts is not None:
             live.texts.append(text)
             message = self._parse("".join(live.texts)) if reason in ("stop", "length") else None
+        token_ids, logprobs = output.token_ids[:taken], output.logprobs and output.logprobs[:taken]
         return RequestOutput(
-            output.request_id, index, token_ids, text, reason, output.error, live.count, message, output.logprobs
+            output.request_id, index, token_ids, text, reason, output.error, live.count, message, logprobs
         )
 
     def _mark_rate(self) -> None:
