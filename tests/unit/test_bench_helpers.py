@@ -77,19 +77,57 @@ def test_a_prefix_shared_by_all_prompts_counts_once(bench):
     assert model.work(requests, tokens=6) == (7 - 2 + 6 - 2) + 6 * 1000
 
 
+def document_of(bench, runs):
+    """A document of runs given as (system, repeat, tokens a second, rows, answers)."""
+    run, report = bench("_measure").Run, bench("_report")
+    return report.Document(
+        {},
+        {"main": {"title": "some", "prompts": 3, "max_new_tokens": 8}},
+        runs=[
+            run("main", system, "session", repeat, rate, 1.0, 1.0, 10, 100.0, 1, 0.0, 0.0, rows, answers)
+            for system, repeat, rate, rows, answers in runs
+        ],
+    )
+
+
 def test_answers_are_compared_by_row_with_the_reference(bench):
-    batch = bench("batch")
+    document = document_of(
+        bench, [("pool", 0, 10, [0, 1, 2], ["a", "b", "c"]), ("one_by_one", 0, 10, [0, 2], ["a", "x"])]
+    )
+    found = {row.system: (row.identical, row.prompts) for row in bench("_report").figures(document, "main")}
+    assert found == {"pool": (1.0, 3), "one_by_one": (0.5, 2)}
 
-    def run(rows, texts):
-        return batch.Run(1, 1.0, 1.0, 1, 1, 0.0, 0.0, rows, texts)
 
-    runs = {"pool": run([0, 1, 2], ["a", "b", "c"]), "one_by_one": run([0, 2], ["a", "x"])}
-    assert {name: r.identical for name, r in batch.compared(runs).items()} == {"pool": 1.0, "one_by_one": 0.5}
+def test_ratios_are_taken_within_a_repeat(bench):
+    everything = ([0, 1, 2], ["a", "b", "c"])
+    document = document_of(
+        bench,
+        [
+            *(("pool", repeat, rate, *everything) for repeat, rate in enumerate((30, 10, 20))),
+            *(("vllm", repeat, rate, *everything) for repeat, rate in enumerate((10, 10, 10))),
+        ],
+    )
+    (vllm,) = [row for row in bench("_report").figures(document, "main") if row.system == "vllm"]
+    assert (vllm.tokens_per_s, vllm.ratio, vllm.share) == (10, 2.0, 0.1)
+
+
+def test_documents_are_put_together_and_others_refused(bench, tmp_path):
+    report = bench("_report")
+    one = document_of(bench, [("pool", 0, 10, [0], ["a"])])
+    other = document_of(bench, [("pool", 1, 20, [0], ["a"])])
+    for name, document in (("one", one), ("other", other)):
+        report.write(document, tmp_path / name, None)
+    whole = report.merged([tmp_path / "one", tmp_path / "other", tmp_path / "one"])
+    assert [run.repeat for run in whole.runs] == [0, 1]
+    other.about["cpu"] = "another"
+    report.write(other, tmp_path / "other", None)
+    with pytest.raises(SystemExit, match="cannot be put together: cpu"):
+        report.merged([tmp_path / "one", tmp_path / "other"])
 
 
 def test_the_chart_is_svg_with_bars_in_proportion(bench):
     chart = bench("_chart")
-    text = chart.bar_chart("Tokens & more", [("one <group>", [chart.Bar("a", 100.0, 0), chart.Bar("b", 50.0, 1)])])
-    root = ElementTree.fromstring(text)
+    groups = [("one <group>", [chart.Bar("a", 100.0, 0), chart.Bar("b", 50.0, 1, "2 ×")])]
+    root = ElementTree.fromstring(chart.bar_chart("Tokens & more", "longer is faster", "tokens/s", groups))
     widths = [float(bar.get("width")) for bar in root.iter("{http://www.w3.org/2000/svg}rect")]
     assert widths[0] == pytest.approx(2 * widths[1], abs=0.2)
