@@ -145,10 +145,9 @@ class PagedEngine:
 
     def _outputs_of(self, result: Any) -> Iterator[StepOutput]:
         live = self._running.get(result.request_id)
-        if live is None:
-            if not result.is_finished():  # aborted or put back; ask again, in case the first word was lost to a race
-                self._manager.cancel(result.request_id)
-        elif result.error is not None:
+        if live is None:  # aborted or put back, and this was on its way
+            return
+        if result.error is not None:
             yield self._failed(live, result.error)
         else:
             new = result.generated_tokens[len(live.token_ids) - live.base :]

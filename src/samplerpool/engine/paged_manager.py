@@ -63,15 +63,27 @@ class StepRouter(OutputRouter):  # type: ignore[misc]
 
 
 class CancelSafeScheduler(FIFOScheduler):  # type: ignore[misc]
-    """The library's own, but a cancelled request counts as finished.
+    """The library's own, but no cancellation is lost, and a cancelled request counts as finished.
+
+    Requests and cancellations come through two queues, which the loop empties one after the other: a cancellation may
+    arrive one round before the request that was sent before it.
 
     With double buffering a request may be cancelled while its next token is being computed. Still marked as decoding,
     it would have that step's cache blocks registered after they were freed, which ends the library's loop.
     """
 
+    def reset(self) -> None:
+        """Start afresh."""
+        super().reset()
+        self._early: set[str] = set()
+
     def clear_cancelled_requests(self) -> list[Any]:
         """Drop what was cancelled."""
+        known = self.active_requests.keys() | self.waiting_requests.keys()
+        early = self._requests_to_cancel - known
+        self._requests_to_cancel |= self._early
         cancelled: list[Any] = super().clear_cancelled_requests()
+        self._early = early
         for state in cancelled:
             state.status = RequestStatus.FINISHED
         return cancelled

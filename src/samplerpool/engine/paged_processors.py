@@ -55,6 +55,10 @@ class RequestSettings:
         """Of a request whose tokens are not known yet; the library tells them step by step."""
         return cls(params, prompt_tokens, SamplingRow(params, [], prompt_tokens))
 
+    def __deepcopy__(self, memo: Any) -> RequestSettings:
+        """Itself: the library copies a request that it starts over for want of memory, and it is the same request."""
+        return self
+
 
 _GREEDY = RequestSettings.of(resolve(SamplingParams(temperature=0.0, seed=0)), 0)
 """For the library's own warm-up requests."""
