@@ -317,15 +317,23 @@ class EngineContract(ABC):
         drive(engine, [*batch, self.request(7, tokens=3)], until=note_ends)
         assert finished.index(7) < finished.index(1)
 
-    def test_an_interactive_request_takes_the_place_of_a_batch_request(self, make: Callable[..., Engine]) -> None:
+    def test_an_interactive_request_takes_the_place_of_the_youngest_batch_request(
+        self, make: Callable[..., Engine]
+    ) -> None:
+        """Which then stands still, and later goes on with the same tokens."""
         if not self.preempts:
             pytest.skip("this engine lets batch requests finish first")
         engine = make(max_batch=2)
         batch = [self.request(i, tokens=40, priority=BATCH, temperature=1.0, seed=i) for i in range(3)]
         alone = [drive(engine, [request])[request.request_id] for request in batch]
         answers = drive(engine, batch, until=lambda a: len(a) == 2)
-        drive(engine, [self.request(7, tokens=3)], answers, until=lambda a: (1, 7) in a and bool(a[1, 7].finish_reason))
-        assert not any(answers[request.request_id].finish_reason for request in batch if request.request_id in answers)
+        watched = self.request(7, tokens=8)
+        drive(engine, [watched], answers, until=lambda a: (1, 7) in a)
+        before = len(answers[1, 1].token_ids)
+        assert (engine.stats().running, engine.stats().queued) == (2, 2)
+        drive(engine, answers=answers, until=lambda a: bool(a[1, 7].finish_reason))
+        assert len(answers[1, 1].token_ids) - before <= 1  # it may be back in the step of the other one's end
+        assert (1, 2) not in answers
         drive(engine, answers=answers)
         assert [answers[request.request_id] for request in batch] == alone
 
