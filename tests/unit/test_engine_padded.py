@@ -154,6 +154,24 @@ def test_a_preempted_row_goes_on_with_the_same_tokens() -> None:
     assert engine.stats().details["prefix_hits"] == 1  # its own keys were kept
 
 
+def test_rows_that_made_room_in_memory_go_on_with_the_same_tokens() -> None:
+    engine = padded(max_batch=8, cache_tokens=4 * 128)
+    batch = [
+        EngineRequest(
+            (1, n), tuple(prompt_of(20 + n, n)), params(max_new_tokens=60, temperature=1.0, top_p=0.9, seed=n), BATCH
+        )
+        for n in range(4)
+    ]
+    alone = [drive(padded(), [request])[request.request_id] for request in batch]
+    answers = drive(engine, batch, until=lambda a: len(a) == 4 and len(a[1, 3].token_ids) > 9)
+    assert engine.stats().details["preemptions"] == 0
+    watched = EngineRequest((2, 0), tuple(prompt_of(200)), params(max_new_tokens=4))
+    drive(engine, [watched], answers, until=lambda a: (2, 0) in a)
+    assert engine.stats().details["preemptions"] >= 2
+    drive(engine, answers=answers)
+    assert [answers[request.request_id] for request in batch] == alone
+
+
 def test_a_continuation_with_nothing_left_to_do_costs_no_kept_prefix() -> None:
     """A step without a forward pass copies nothing: what has to be moved before the next one is not forgotten."""
     engine = padded(max_batch=4)

@@ -220,6 +220,29 @@ def test_an_interactive_request_takes_the_youngest_batch_rows_place() -> None:
     assert resumed.reused == 9  # its own keys were kept
 
 
+def test_an_interactive_request_takes_memory_from_the_youngest_batch_rows_and_from_nobody_else() -> None:
+    scheduler = Scheduler(256, 8, reuse=False)
+    scheduler.add(row(1, 20, tokens=30, priority=INTERACTIVE))
+    for number in (2, 3, 4):
+        scheduler.add(row(number, 20, tokens=30))
+    compute(scheduler, scheduler.plan())
+    scheduler.add(row(5, 20))
+    compute(scheduler, scheduler.plan())
+    assert set(scheduler.running) == {(1, 1), (1, 2), (1, 3), (1, 4)}  # a batch request waits
+    scheduler.add(row(6, 90, priority=INTERACTIVE))
+    compute(scheduler, scheduler.plan())
+    assert set(scheduler.running) == {(1, 1), (1, 2), (1, 6)}
+    assert scheduler.preemptions == 2
+    scheduler.add(row(7, 200, priority=INTERACTIVE))
+    compute(scheduler, scheduler.plan())
+    assert {(1, 1), (1, 6)} <= set(scheduler.running)  # an interactive request waits for its like
+    assert (1, 7) not in scheduler.running
+    for number in (1, 6):
+        scheduler.remove((1, number))
+    compute(scheduler, scheduler.plan())
+    assert set(scheduler.running) == {(1, 7)}
+
+
 def test_interactive_requests_are_admitted_first() -> None:
     scheduler = Scheduler(4096, 1)
     scheduler.add(row(1, 5))

@@ -179,11 +179,20 @@ def test_with_and_without_reuse_of_prefixes(make: Callable[..., DenseEngine], re
 # ---- whatever happens to it ----------------------------------------------------------------------------------------
 
 
-def test_after_making_room_for_interactive_requests(make: Callable[..., DenseEngine]) -> None:
-    engine = make(max_batch=len(SUBJECTS))
+def gib(tokens: int) -> float:
+    """What so many tokens take in the cache: of layers, keys and values, heads, dimensions, bytes."""
+    return tokens * 2 * 2 * 2 * 8 * 4 / 2**30
+
+
+@pytest.mark.parametrize(
+    "room", [{"max_batch": len(SUBJECTS)}, {"cache_gib": gib(1024)}], ids=["of-places", "of-memory"]
+)
+def test_after_making_room_for_interactive_requests(make: Callable[..., DenseEngine], room: dict[str, Any]) -> None:
+    engine = make(**room)
     answers = drive(engine, SUBJECTS, until=lambda a: len(a) == len(SUBJECTS))
+    assert engine.stats().details["preemptions"] == 0
     for round_ in range(3):
-        watched = [EngineRequest((3, 10 * round_ + n), HEADER[n:], params(max_new_tokens=3)) for n in range(5)]
+        watched = [EngineRequest((3, 10 * round_ + n), HEADER[n:] * 4, params(max_new_tokens=3)) for n in range(5)]
         drive(engine, watched, answers, until=lambda a, keys=watched: all(k.request_id in a for k in keys))
     drive(engine, answers=answers)
     assert_same(answers)
@@ -191,8 +200,7 @@ def test_after_making_room_for_interactive_requests(make: Callable[..., DenseEng
 
 
 def test_after_memory_ran_out(make: Callable[..., DenseEngine]) -> None:
-    per_token = 2 * 2 * 2 * 8 * 4  # layers, keys and values, heads, dimensions, bytes
-    engine = make(cache_gib=256 * per_token / 2**30)
+    engine = make(cache_gib=gib(256))
     assert_same(drive(engine, [*others()[:6], *SUBJECTS]))
     assert engine.stats().details["preemptions"] > 0
 
