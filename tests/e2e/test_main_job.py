@@ -30,6 +30,7 @@ def test_launch_batch_chat_status_stop(tmp_path: Path) -> None:
     try:
         _answer_a_file(tmp_path)
         _ask_once()
+        _ask_each_worker()
         _talk()
         (pool,) = json.loads(samplerpool("status", "e2e", "--json").stdout)
         assert (pool["state"], pool["engine"]) == ("running", "dense")
@@ -63,6 +64,24 @@ def _ask_once() -> None:
     once = samplerpool("chat", "--pool", "e2e", "--temperature", "0", "--once", "What is the capital of France?")
     assert once.returncode == 0, once.stderr
     assert "Paris" in once.stdout
+
+
+def _ask_each_worker() -> None:
+    """The same seed gives the same text at either worker, also one that a worker has drawn."""
+
+    def ask(sampler: SyncSampler, **seed: int) -> tuple[int | None, str]:
+        wanted = {"temperature": 1.0, "top_p": 0.95, "max_new_tokens": 20, **seed}
+        text = "".join(sampler.generate("Tell me about a town by the sea.", **wanted))
+        assert sampler.last is not None
+        return sampler.last.seed, text
+
+    with SyncSampler.connect("e2e", worker=0) as first, SyncSampler.connect("e2e", worker=1) as second:
+        given = ask(first, seed=7)
+        assert ask(second, seed=7) == given
+        drawn = ask(first)
+        assert drawn[0] is not None
+        assert drawn[1] != given[1]
+        assert ask(second, seed=drawn[0]) == drawn
 
 
 def _talk() -> None:

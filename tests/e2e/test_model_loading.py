@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from samplerpool.config.arguments import ModelArguments
+from samplerpool.engine.detokenizer import Detokenizer
 from samplerpool.errors import ModelNotFound, StartFailed
 from samplerpool.model.gguf import converted_gguf
 from samplerpool.model.model_engine import ModelEngine
@@ -84,6 +86,24 @@ def test_digits_are_split_off_before_anything_else(engine: ModelEngine) -> None:
     """As in the tokenizer that the model was trained with: whitespace before a digit stays in one piece."""
     ids = engine.renderer.codec.encode("a  12\n\n5")
     assert engine.processor.convert_ids_to_tokens(ids) == ["a", "ĠĠ", "1", "2", "ĊĊ", "5"]
+
+
+def test_text_streams_right_however_its_tokens_come(engine: ModelEngine) -> None:
+    codec, dice = engine.renderer.codec, random.Random(1)
+    text = "👨‍👩‍👧‍👦 and 👋🏽 say  héllo\n\n  日本語と中文, q̣̇ नमस्ते — don't … 🏳️‍🌈<|im_end|> END."
+    ids = codec.encode(text)
+    assert any("\ufffd" in codec.decode([i], skip_special_tokens=True) for i in ids)
+    for skip in (True, False):
+        whole = codec.decode(ids, skip_special_tokens=skip)
+        assert whole == (text.replace("<|im_end|>", "") if skip else text)
+        for stop in ([], ["END"], ["本語と"], ["👋🏽"], ["ello\n\n  日"]):
+            for _ in range(20):
+                detokenizer, rest, shown = Detokenizer(codec, stop, skip_special_tokens=skip), list(ids), ""
+                while rest:
+                    size = dice.randint(1, 4)
+                    shown += detokenizer.add(rest[:size])
+                    del rest[:size]
+                assert shown + detokenizer.finish() == (whole.partition(stop[0])[0] if stop else whole)
 
 
 def test_weights_are_those_of_the_file(engine: ModelEngine) -> None:
@@ -206,6 +226,7 @@ def hub() -> Iterator[str]:
 
 LOAD_FROM_HUB = """
 import sys
+from samplerpool.engine.detokenizer import Detokenizer
 from samplerpool.errors import ModelNotFound
 from samplerpool.model.hub import hub_is_reachable
 for name in sys.argv[1:]:

@@ -20,6 +20,7 @@ import zmq
 from samplerpool import SyncSampler
 from samplerpool.client.connection import Call, PoolConnection, WorkerAddress
 from samplerpool.config.arguments import ModelArguments, SampleArguments
+from samplerpool.data.messages import to_v1
 from samplerpool.engine.scripted import ScriptedRenderer
 from samplerpool.errors import (
     EngineBroken,
@@ -143,6 +144,20 @@ def test_a_worker_killed_in_mid_stream_is_reported_with_what_came(sampler: SyncS
 def test_a_crash_in_the_engine_ends_the_stream(sampler: SyncSampler) -> None:
     with pytest.raises(WorkerDied):
         list(sampler.generate("[[say:abc]][[crash:2]]"))
+
+
+def test_a_seed_gives_the_same_answer_at_any_worker_also_one_that_was_drawn(two_workers: SyncSampler) -> None:
+    def ask(worker: int, **seed: int) -> tuple[int, str]:
+        call = Call(ChatPrompt(to_v1("[[random:12]]"), None, {}), seed)
+        two_workers.connection.submit(worker, [call])
+        eventually(lambda: call.done, "the answer is complete")
+        assert call.seed is not None
+        return call.seed, call.text
+
+    assert ask(0, seed=7) == ask(1, seed=7)
+    drawn = ask(0)
+    assert drawn[1] != ask(0, seed=7)[1]
+    assert ask(1, seed=drawn[0]) == drawn
 
 
 def test_another_worker_serves_when_one_is_gone(two_workers: SyncSampler) -> None:

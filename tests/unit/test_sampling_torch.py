@@ -167,7 +167,17 @@ def test_ties_with_the_last_kept_token_are_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{}, {"top_k": 12}, {"top_p": 0.7}, {"min_p": 0.15, "temperature": 1.5}, {"typical_p": 0.6}], ids=str
+    "values",
+    [
+        {},
+        {"temperature": 0.5},
+        {"temperature": 1.8},
+        {"top_k": 12},
+        {"top_p": 0.7},
+        {"min_p": 0.15, "temperature": 1.5},
+        {"typical_p": 0.6},
+    ],
+    ids=str,
 )
 def test_draws_follow_the_filtered_softmax(values: dict[str, Any]) -> None:
     """Chi-squared over the tokens; the noise is fixed, so the outcome is as well."""
