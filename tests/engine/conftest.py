@@ -20,6 +20,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(params=[1, 2], ids=["one-thread", "two-threads"])
+def threads(request: pytest.FixtureRequest, one_thread: None) -> None:
+    """For tests of what shares its work out among threads."""
+    torch.set_num_threads(request.param)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def imports_are_no_garbage() -> Iterator[None]:
     """Ending a manager of transformers collects garbage twice, which takes half a second with all that is imported."""

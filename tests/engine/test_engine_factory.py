@@ -7,35 +7,23 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
-pytest.register_assert_rewrite("tests.engine_contract", "tests.model_zoo")
-
-from samplerpool.config.arguments import EngineConfig  # noqa: E402
-from samplerpool.engine import dense, dense_attention  # noqa: E402
-from samplerpool.engine.base import Engine, EngineRequest  # noqa: E402
-from samplerpool.engine.factory import build_engine  # noqa: E402
-from samplerpool.engine.padded import PaddedEngine  # noqa: E402
-from samplerpool.engine.probe import (  # noqa: E402
+from samplerpool.config.arguments import EngineConfig
+from samplerpool.engine import dense, dense_attention
+from samplerpool.engine.base import Engine, EngineRequest
+from samplerpool.engine.factory import build_engine
+from samplerpool.engine.padded import PaddedEngine
+from samplerpool.engine.probe import (
     choose_method,
     padding_obstacles,
     plain_answers,
     why_answers_differ,
 )
-from samplerpool.errors import InvalidParameter, StartFailed  # noqa: E402
-from tests.engine_contract import drive, params  # noqa: E402
-from tests.model_zoo import ZOO, build, prompt_of, reference_greedy  # noqa: E402
+from samplerpool.errors import InvalidParameter, StartFailed
+from tests.engine_contract import drive, params
+from tests.model_zoo import ZOO, build, prompt_of, reference_greedy
 
 RENDERER: Any = SimpleNamespace(codec=SimpleNamespace(eos_token_ids=frozenset({2})))
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Models this small are slower on several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

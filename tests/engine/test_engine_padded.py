@@ -5,33 +5,21 @@ from __future__ import annotations
 import functools
 import random
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-pytest.register_assert_rewrite("tests.engine_contract", "tests.model_zoo")
-
-from samplerpool.config.arguments import EngineConfig  # noqa: E402
-from samplerpool.engine.arena import Arena, LayerShape, Region  # noqa: E402
-from samplerpool.engine.base import BATCH, INTERACTIVE, Engine, EngineRequest  # noqa: E402
-from samplerpool.engine.batched import layer_shapes  # noqa: E402
-from samplerpool.engine.padded import PaddedEngine, _swap  # noqa: E402
-from samplerpool.engine.slab import Swap  # noqa: E402
-from samplerpool.errors import InvalidParameter, StartFailed  # noqa: E402
-from tests.engine_contract import EngineContract, answer_of, drive, params  # noqa: E402
-from tests.model_zoo import build, prompt_of, reference_greedy  # noqa: E402
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Models this small are slower on several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+from samplerpool.config.arguments import EngineConfig
+from samplerpool.engine.arena import Arena, LayerShape, Region
+from samplerpool.engine.base import BATCH, INTERACTIVE, Engine, EngineRequest
+from samplerpool.engine.batched import layer_shapes
+from samplerpool.engine.padded import PaddedEngine, _swap
+from samplerpool.engine.slab import Swap
+from samplerpool.errors import InvalidParameter, StartFailed
+from tests.engine_contract import EngineContract, answer_of, drive, params
+from tests.model_zoo import build, prompt_of, reference_greedy
 
 
 @functools.cache

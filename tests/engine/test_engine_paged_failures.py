@@ -10,21 +10,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from transformers.generation.continuous_batching.requests import RequestState, RequestStatus
 
-pytest.register_assert_rewrite("tests.engine_contract", "tests.model_zoo")
-
-from samplerpool.config.arguments import EngineConfig  # noqa: E402
-from samplerpool.engine.base import BATCH, EngineRequest, RequestId  # noqa: E402
-from samplerpool.engine.loop import Admitted, EngineLoop, RequestEvent, RequestOutput  # noqa: E402
-from samplerpool.engine.paged import PagedEngine  # noqa: E402
-from samplerpool.engine.paged_manager import CancelSafeScheduler  # noqa: E402
-from samplerpool.engine.paged_processors import SETTINGS_KEY  # noqa: E402
-from samplerpool.errors import EngineBroken, EngineError  # noqa: E402
-from tests.engine_contract import Answer, drive, params  # noqa: E402
-from tests.letters import LetterRenderer  # noqa: E402
-from tests.model_zoo import build, prompt_of  # noqa: E402
+from samplerpool.config.arguments import EngineConfig
+from samplerpool.engine.base import BATCH, EngineRequest, RequestId
+from samplerpool.engine.loop import Admitted, EngineLoop, RequestEvent, RequestOutput
+from samplerpool.engine.paged import PagedEngine
+from samplerpool.engine.paged_manager import CancelSafeScheduler
+from samplerpool.engine.paged_processors import SETTINGS_KEY
+from samplerpool.errors import EngineBroken, EngineError
+from tests.engine_contract import Answer, drive, params
+from tests.letters import LetterRenderer
+from tests.model_zoo import build, prompt_of
 
 TIMEOUT_S = 60.0
 LAYERS, KV_HEADS, HEAD_DIM = 2, 2, 8
@@ -33,15 +30,6 @@ LAYERS, KV_HEADS, HEAD_DIM = 2, 2, 8
 @functools.cache
 def model() -> Any:
     return build("llama")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Models this small are slower on several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -12,15 +12,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
-pytest.register_assert_rewrite("tests.engine_contract")
-
-from samplerpool.config.arguments import EngineConfig  # noqa: E402
-from samplerpool.engine.base import Engine, EngineRequest  # noqa: E402
-from samplerpool.engine.factory import build_engine  # noqa: E402
-from samplerpool.engine.paged import PagedEngine  # noqa: E402
-from samplerpool.engine.probe import plain_answers, probe  # noqa: E402
-from samplerpool.errors import EngineError, InvalidParameter, StartFailed  # noqa: E402
-from tests.engine_contract import Answer, EngineContract, answer_of, drive, params  # noqa: E402
+from samplerpool.config.arguments import EngineConfig
+from samplerpool.engine.base import Engine, EngineRequest
+from samplerpool.engine.factory import build_engine
+from samplerpool.engine.paged import PagedEngine
+from samplerpool.engine.probe import plain_answers, probe
+from samplerpool.errors import EngineError, InvalidParameter, StartFailed
+from tests.engine_contract import Answer, EngineContract, answer_of, drive, params
 
 VOCABULARY = 600
 

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-pytest.register_assert_rewrite("tests.engine_contract", "tests.model_zoo")
-
-from samplerpool.config.arguments import EngineConfig  # noqa: E402
-from samplerpool.engine import sequential  # noqa: E402
-from samplerpool.engine.base import BATCH, Engine, EngineRequest  # noqa: E402
-from samplerpool.engine.sequential import PLACES, SequentialEngine  # noqa: E402
-from samplerpool.errors import InvalidParameter  # noqa: E402
-from tests.engine_contract import EngineContract, answer_of, drive, params  # noqa: E402
-from tests.model_zoo import (  # noqa: E402
+from samplerpool.config.arguments import EngineConfig
+from samplerpool.engine import sequential
+from samplerpool.engine.base import BATCH, Engine, EngineRequest
+from samplerpool.engine.sequential import PLACES, SequentialEngine
+from samplerpool.errors import InvalidParameter
+from tests.engine_contract import EngineContract, answer_of, drive, params
+from tests.model_zoo import (
     VOCABULARY,
     ZOO,
     Reference,
@@ -53,15 +50,6 @@ def end_token() -> int:
 def engine_for(a_model: Any, *, max_batch: int = 4, max_model_len: int = 256, **options: Any) -> SequentialEngine:
     config = EngineConfig(engine="sequential", max_batch=max_batch, options=options)
     return SequentialEngine(a_model, config, eos_token_ids=frozenset({end_token()}), max_model_len=max_model_len)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Models this small are slower on several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class TestSequentialEngine(EngineContract):

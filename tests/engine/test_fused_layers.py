@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-pytest.register_assert_rewrite("tests.engine_contract", "tests.model_zoo")
-
-from samplerpool.config.arguments import EngineConfig  # noqa: E402
-from samplerpool.engine import packed_linear, small_ops  # noqa: E402
-from samplerpool.engine.base import EngineRequest  # noqa: E402
-from samplerpool.engine.dense import DenseEngine  # noqa: E402
-from samplerpool.engine.fused_layers import FusedLayers, find_norm  # noqa: E402
-from samplerpool.engine.packed_weight import why_not  # noqa: E402
-from tests.engine_contract import drive, params  # noqa: E402
-from tests.model_zoo import Reference, assert_same_answer, build, prompt_of  # noqa: E402
-from tests.model_zoo import reference_greedy as greedy  # noqa: E402
+from samplerpool.config.arguments import EngineConfig
+from samplerpool.engine import packed_linear, small_ops
+from samplerpool.engine.base import EngineRequest
+from samplerpool.engine.dense import DenseEngine
+from samplerpool.engine.fused_layers import FusedLayers, find_norm
+from samplerpool.engine.packed_weight import why_not
+from tests.engine_contract import drive, params
+from tests.model_zoo import Reference, assert_same_answer, build, prompt_of
+from tests.model_zoo import reference_greedy as greedy
 
 pytestmark = [
     pytest.mark.skipif(small_ops.why_unavailable() is not None, reason=str(small_ops.why_unavailable())),
@@ -45,12 +42,8 @@ EVERYTHING = {
 
 
 @pytest.fixture(autouse=True)
-def _small_layers_too(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _small_layers_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed_linear, "SMALLEST", 1)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Watched(DenseEngine):

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-pytest.register_assert_rewrite("tests.engine_contract", "tests.model_zoo")
-
-from samplerpool.config.arguments import EngineConfig  # noqa: E402
-from samplerpool.engine.base import EngineRequest  # noqa: E402
-from samplerpool.engine.batched import BatchedEngine  # noqa: E402
-from samplerpool.engine.dense import DenseEngine  # noqa: E402
-from samplerpool.engine.padded import PaddedEngine  # noqa: E402
-from tests.engine_contract import drive, params  # noqa: E402
-from tests.model_zoo import ZOO, Reference, assert_same_answer, assert_varied, build, prompt_of  # noqa: E402
-from tests.model_zoo import reference_greedy as greedy  # noqa: E402
+from samplerpool.config.arguments import EngineConfig
+from samplerpool.engine.base import EngineRequest
+from samplerpool.engine.batched import BatchedEngine
+from samplerpool.engine.dense import DenseEngine
+from samplerpool.engine.padded import PaddedEngine
+from tests.engine_contract import drive, params
+from tests.model_zoo import ZOO, Reference, assert_same_answer, assert_varied, build, prompt_of
+from tests.model_zoo import reference_greedy as greedy
 
 LENGTHS = (3, 9, 17, 30)
 NEW_TOKENS = 12
@@ -29,15 +26,6 @@ WAYS = [
     for name in BATCHED
     for kernel in ([False, True] if ZOO[name].method == "packed" else [False])
 ]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Models this small are slower on several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @functools.cache

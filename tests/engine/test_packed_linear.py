@@ -20,7 +20,10 @@ from samplerpool.engine.packed_group import pack_groups, weight_count
 from samplerpool.engine.packed_linear import PackedLinear, pack_linears
 from samplerpool.engine.packed_weight import PackedWeight, why_not
 
-pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+pytestmark = [
+    pytest.mark.usefixtures("threads"),
+    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+]
 
 
 def llama(*, tied: bool) -> LlamaForCausalLM:

@@ -10,17 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-pytest.register_assert_rewrite("tests.engine_contract", "tests.model_zoo", "tests.near_ties")
-
-from samplerpool.config.arguments import EngineConfig, ModelArguments, SampleArguments  # noqa: E402
-from samplerpool.engine.base import BATCH, INTERACTIVE, Engine, EngineRequest  # noqa: E402
-from samplerpool.engine.dense import DenseEngine  # noqa: E402
-from samplerpool.engine.paged import PagedEngine  # noqa: E402
-from samplerpool.samplers.base_sampler import BaseSampler  # noqa: E402
-from tests.engine_contract import drive, params  # noqa: E402
-from tests.letters import LetterRenderer  # noqa: E402
-from tests.model_zoo import build, prompt_of  # noqa: E402
-from tests.near_ties import assert_same_tokens  # noqa: E402
+from samplerpool.config.arguments import EngineConfig, ModelArguments, SampleArguments
+from samplerpool.engine.base import BATCH, INTERACTIVE, Engine, EngineRequest
+from samplerpool.engine.dense import DenseEngine
+from samplerpool.engine.paged import PagedEngine
+from samplerpool.samplers.base_sampler import BaseSampler
+from tests.engine_contract import drive, params
+from tests.letters import LetterRenderer
+from tests.model_zoo import build, prompt_of
+from tests.near_ties import assert_same_tokens
 
 NAME, VOCABULARY = "qwen2", 600
 TOKENS = 40
@@ -50,15 +48,6 @@ REQUESTS = [
 ]
 KINDS: dict[str, Callable[..., Engine]] = {"paged": PagedEngine, "dense": DenseEngine}
 BOTH = pytest.mark.parametrize(("first", "second"), [("paged", "dense"), ("dense", "paged")])
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Models this small are slower on several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -11,20 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
-pytest.register_assert_rewrite("tests.engine_contract", "tests.model_zoo", "tests.near_ties")
-
-from samplerpool.config.arguments import EngineConfig  # noqa: E402
-from samplerpool.config.sampling import resolve, sampling_params  # noqa: E402
-from samplerpool.engine.base import BATCH, INTERACTIVE, EngineRequest, RequestId  # noqa: E402
-from samplerpool.engine.dense import DenseEngine  # noqa: E402
-from samplerpool.engine.loop import Admitted, EngineLoop, RequestEvent  # noqa: E402
-from samplerpool.engine.sampling import SamplingRows, draw_grouped  # noqa: E402
-from samplerpool.samplers.intake import Intake, Job  # noqa: E402
-from samplerpool.wire.messages import TokenPrompt  # noqa: E402
-from tests.engine_contract import Answer, drive, params  # noqa: E402
-from tests.letters import LetterRenderer  # noqa: E402
-from tests.model_zoo import build, prompt_of  # noqa: E402
-from tests.near_ties import assert_same_tokens, gap_between  # noqa: E402
+from samplerpool.config.arguments import EngineConfig
+from samplerpool.config.sampling import resolve, sampling_params
+from samplerpool.engine.base import BATCH, INTERACTIVE, EngineRequest, RequestId
+from samplerpool.engine.dense import DenseEngine
+from samplerpool.engine.loop import Admitted, EngineLoop, RequestEvent
+from samplerpool.engine.sampling import SamplingRows, draw_grouped
+from samplerpool.samplers.intake import Intake, Job
+from samplerpool.wire.messages import TokenPrompt
+from tests.engine_contract import Answer, drive, params
+from tests.letters import LetterRenderer
+from tests.model_zoo import build, prompt_of
+from tests.near_ties import assert_same_tokens, gap_between
 
 NAME, VOCABULARY = "qwen3", 600
 TOKENS = 70
@@ -61,15 +59,6 @@ def others(count: int = 40) -> list[EngineRequest]:
         )
         for number in range(count)
     ]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Models this small are slower on several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
