@@ -324,7 +324,7 @@ class EngineContract(ABC):
         if not self.preempts:
             pytest.skip("this engine lets batch requests finish first")
         engine = make(max_batch=2)
-        batch = [self.request(i, tokens=40, priority=BATCH, temperature=1.0, seed=i) for i in range(3)]
+        batch = [self.request(i, tokens=90, priority=BATCH, temperature=1.0, seed=i) for i in range(3)]
         alone = [drive(engine, [request])[request.request_id] for request in batch]
         answers = drive(engine, batch, until=lambda a: len(a) == 2)
         watched = self.request(7, tokens=8)

@@ -86,8 +86,9 @@ def test_a_cancelled_request_leaves_nothing(engine: PagedEngine, queued: bool) -
     for number in order:
         engine.abort((1, number))
     assert not any(answer.finish_reason for answer in answers.values())
+    steps = engine._manager._manager.current_batch
     assert len(drive(engine, [request(9, tokens=3)])[1, 9].token_ids) == 3
-    assert engine._manager._manager.current_batch < 150  # so the library did not go on with them
+    assert engine._manager._manager.current_batch < steps + 20  # so the library did not go on with them
     assert_nothing_left(engine)
 
 
