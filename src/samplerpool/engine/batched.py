@@ -26,6 +26,16 @@ from samplerpool.engine.row_sampler import RowSampler, SamplingRow
 from samplerpool.engine.schedule import Plan, Row, Scheduler
 from samplerpool.errors import InvalidParameter, StartFailed
 
+OPTIONS: Mapping[str, type] = {
+    "cache_gib": float,
+    "prefill_chunk": int,
+    "step_tokens": int,
+    "prefix_cache": bool,
+    "packed_linears": bool,
+    "kernel": bool,
+}
+"""Of every such engine, with the types of their values."""
+
 MEMORY_SHARE = 0.5
 """Of the memory that is free at the start, for the caches of all workers of this machine together."""
 

@@ -8,7 +8,6 @@ finished one leaves at once. Attention reads the arena (``dense_attention``); wh
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,23 +19,22 @@ from samplerpool.config.arguments import EngineConfig
 from samplerpool.engine import kernels
 from samplerpool.engine.arena import MIN_CAPACITY, Arena
 from samplerpool.engine.base import EngineStats
-from samplerpool.engine.batched import BatchedEngine, cache_tokens, checked_options, keys_per_token, layer_shapes
-from samplerpool.engine.dense_attention import IMPLEMENTATION, ArenaCache, Span, Step, packed_attention
+from samplerpool.engine.batched import (
+    OPTIONS,
+    BatchedEngine,
+    cache_tokens,
+    checked_options,
+    keys_per_token,
+    layer_shapes,
+)
+from samplerpool.engine.dense_attention import IMPLEMENTATION, ArenaCache, packed_attention
 from samplerpool.engine.fused_layers import FusedLayers
 from samplerpool.engine.packed_group import pack_groups
 from samplerpool.engine.packed_linear import pack_linears
+from samplerpool.engine.packed_step import Span, Step
 from samplerpool.engine.schedule import STEP_TOKENS, Plan, Row, Scheduler
 
 log = logging.getLogger(__name__)
-
-OPTIONS: Mapping[str, type] = {
-    "cache_gib": float,
-    "prefill_chunk": int,
-    "step_tokens": int,
-    "prefix_cache": bool,
-    "packed_linears": bool,
-    "kernel": bool,
-}
 
 AttentionInterface.register(IMPLEMENTATION, packed_attention)
 

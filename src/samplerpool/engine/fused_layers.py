@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from samplerpool.engine import small_ops
 from samplerpool.engine.arena import MIN_CAPACITY, Arena, Region
-from samplerpool.engine.dense_attention import ArenaCache, Call, Span, Step, attend, current_step
+from samplerpool.engine.dense_attention import ArenaCache, attend
 from samplerpool.engine.packed_group import GroupedLinear, PackedGroup
 from samplerpool.engine.packed_linear import has_hooks
+from samplerpool.engine.packed_step import Call, Span, Step, current_step
 
 log = logging.getLogger(__name__)
 

@@ -6,13 +6,12 @@ own ``expand_kv`` makes those of them, for all of a row's tokens at each step, a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
 
-if TYPE_CHECKING:
-    from samplerpool.engine.dense_attention import Sight, Step
+from samplerpool.engine.packed_step import Sight, Step
 
 
 def caches_latents(module: Any) -> bool:

@@ -9,7 +9,7 @@ each prompt is computed in passes of its own, chunk by chunk.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,21 +18,20 @@ from transformers import Cache
 
 from samplerpool.config.arguments import EngineConfig
 from samplerpool.engine.arena import MIN_CAPACITY, Arena, LayerShape, Region
-from samplerpool.engine.batched import BatchedEngine, cache_tokens, checked_options, keys_per_token, layer_shapes
+from samplerpool.engine.batched import (
+    OPTIONS,
+    BatchedEngine,
+    cache_tokens,
+    checked_options,
+    keys_per_token,
+    layer_shapes,
+)
 from samplerpool.engine.packed_group import weight_count
 from samplerpool.engine.packed_linear import pack_linears
 from samplerpool.engine.schedule import STEP_TOKENS, Plan, Row
 from samplerpool.engine.sequential import forward_arguments
 from samplerpool.engine.slab import SlabScheduler, Swap, passes, whole_place
 
-OPTIONS: Mapping[str, type] = {
-    "cache_gib": float,
-    "prefill_chunk": int,
-    "step_tokens": int,
-    "prefix_cache": bool,
-    "packed_linears": bool,
-    "kernel": bool,
-}
 PLACES_TO_KEEP = 16
 """Places beyond ``max_batch``, where there is memory for them, for the prefixes of ended rows."""
 
