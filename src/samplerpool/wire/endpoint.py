@@ -126,7 +126,11 @@ def remove_socket(endpoint: str) -> None:
 
 @dataclass(frozen=True)
 class WorkerEntry:
-    """A worker as the connection file tells of it. ``state``: starting, loading, ready, stopping, died."""
+    """A worker as the connection file tells of it.
+
+    ``state``: starting, loading, ready, stopping, restarting (its process is gone, the next one comes), died, failed
+    (it died too often and stays away).
+    """
 
     index: int
     endpoint: str
@@ -139,8 +143,27 @@ class WorkerEntry:
 
 
 @dataclass(frozen=True)
+class Ending:
+    """How one worker process ended: what a client that had requests there needs to know.
+
+    Args:
+        index, incarnation: which process it was.
+        requested: it was told to end (stop, restart, scale). One that hung and was killed for it was not.
+        reason: to go on after "it".
+    """
+
+    index: int
+    incarnation: str
+    requested: bool
+    reason: str
+
+
+@dataclass(frozen=True)
 class ConnectionFile:
-    """All that a client needs to attach. ``state``: starting, running, stopping."""
+    """All that a client needs to attach. ``state``: starting, running, stopping.
+
+    ``endings`` are the latest ends of worker processes, oldest first.
+    """
 
     pool: str
     model: str
@@ -149,6 +172,7 @@ class ConnectionFile:
     supervisor: ProcessId
     endpoint: str
     workers: tuple[WorkerEntry, ...] = ()
+    endings: tuple[Ending, ...] = ()
     log_folder: str = ""
     created: float = 0.0
     host: str = field(default_factory=socket.gethostname)
@@ -195,7 +219,9 @@ def _connection_from(data: Any) -> ConnectionFile:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ValueError(f"it does not say format {FORMAT}")
     workers = tuple(WorkerEntry(**{**w, "process": ProcessId(**w["process"])}) for w in data["workers"])
-    return ConnectionFile(**{**data, "workers": workers, "supervisor": ProcessId(**data["supervisor"])})
+    endings = tuple(Ending(**ending) for ending in data["endings"])
+    supervisor = ProcessId(**data["supervisor"])
+    return ConnectionFile(**{**data, "workers": workers, "endings": endings, "supervisor": supervisor})
 
 
 def write_private(path: Path, text: str) -> None:
