@@ -23,7 +23,8 @@ By whose fault it is::
     │       ├── WrongIncarnation   meant for an earlier process on this socket
     │       ├── EngineBroken       a step of the engine raised, whosever fault that was
     │       ├── QueueFull          more requests than the worker's limits allow
-    │       └── LeaseExpired       the client was silent for too long
+    │       ├── LeaseExpired       the client was silent for too long
+    │       └── ClientTooSlow      the client does not read what waits for it
     ├── WorkerError                the worker is gone
     │   ├── StartFailed            it never became ready
     │   ├── WorkerDied             it died while it had work
@@ -155,11 +156,15 @@ class EngineBroken(Retryable):
 
 
 class QueueFull(Retryable):
-    """The worker holds as many requests as its limits allow (``limit``)."""
+    """The worker holds as much as its limits allow (``limited``: which of them; ``held``, ``limit``)."""
 
 
 class LeaseExpired(Retryable):
     """The client was silent for longer than its lease."""
+
+
+class ClientTooSlow(Retryable):
+    """More waits for the client than the worker keeps, because it does not read (``bytes``, ``limit``)."""
 
 
 class WorkerError(SamplerPoolError):

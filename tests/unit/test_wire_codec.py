@@ -189,6 +189,30 @@ def test_too_many_entries_are_refused() -> None:
     assert isinstance(message, Malformed)
 
 
+def test_a_request_knows_what_it_took_on_its_way() -> None:
+    small, large = Generate(1, "i", TokenPrompt([1]), {}), Generate(2, "i", TokenPrompt([1] * 5000), {})
+    received = decode_requests(encode([small, large]))
+    sizes = [message.size_bytes for message in received if isinstance(message, Generate)]
+    assert sizes[0] < 30
+    assert 5000 < sizes[1] < 5030
+
+
+@pytest.mark.parametrize("item", [b"\x90", b"\x80", b"\x91\x80"])
+def test_many_small_containers_are_refused_before_they_take_much_memory(item: bytes) -> None:
+    count = codec.MAX_CONTAINERS // len(item) + 10
+    data = b"\x92\x01\x91\x93\x02\x01\xdd" + count.to_bytes(4, "big") + item * count
+    (message,) = decode_requests(data)
+    assert isinstance(message, Malformed)
+    assert "arrays and maps" in message.reason
+
+
+def test_an_array_of_any_announced_length_sets_little_memory_aside() -> None:
+    header = b"\xdd" + (codec.MAX_ARRAY + 1).to_bytes(4, "big")
+    (message,) = decode_requests(b"\x92\x01\x91" + header * 3 + b"\xc0" * (codec.MAX_ARRAY + 2))
+    assert isinstance(message, Malformed)
+    assert "max_array_len" in message.reason
+
+
 def test_what_is_too_large_or_cannot_be_packed_is_an_error_of_the_sender(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ProtocolError, match="surrogate"):
         encode([Tokens(1, 0, [1], "\ud800")])

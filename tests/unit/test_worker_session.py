@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from samplerpool.config.arguments import ClientLimits
 from samplerpool.engine.loop import Admitted, RequestOutput
 from samplerpool.errors import EngineError
 from samplerpool.types import TokenLogprobs
@@ -32,8 +33,8 @@ def request(request_id: int = 1, **changes: Any) -> Generate:
     )
 
 
-def session(**options: Any) -> Session:
-    return Session("i1", **options)
+def session(**limits: Any) -> Session:
+    return Session("i1", ClientLimits(**limits))
 
 
 def errors(actions: list[Any]) -> list[str]:
@@ -99,7 +100,7 @@ def test_clients_do_not_see_each_other() -> None:
 
 
 def test_refusals() -> None:
-    table = session(max_live_per_client=1)
+    table = session(max_queue_per_client=1)
     assert errors(table.received(A, [request(incarnation="old")], 0.0)) == ["WrongIncarnation"]
     assert errors(table.received(A, [request(2), request(3), request(2)], 0.0)) == ["QueueFull", "ProtocolError"]
     table.draining = True
@@ -160,3 +161,99 @@ def test_describe_is_reported_and_stop_fails_what_is_left() -> None:
     assert table.received(A, [Describe(4), request(5)], 0.0)[0] == Report(A, 4)
     assert errors(table.stop("The worker is stopping.")) == ["WorkerDraining"]
     assert errors(table.received(A, [request(6)], 0.0)) == ["WorkerDraining"]
+
+
+# ---- limits ---------------------------------------------------------------------------------------------------------
+
+
+def refusals(actions: list[Any]) -> list[tuple[str, Any]]:
+    """Error class, and the limit that it names, of each refused request."""
+    failed = [r for a in actions if isinstance(a, Send) for r in a.replies if isinstance(r, Failed)]
+    return [(reply.error, reply.data.get("limited")) for reply in failed]
+
+
+def test_the_queue_is_bounded_for_each_client_and_for_all() -> None:
+    table = session(max_queue=3, max_queue_per_client=2)
+    actions = table.received(A, [request(1), request(2), request(3)], 0.0)
+    assert refusals(actions) == [("QueueFull", "max_queue_per_client")]
+    assert refusals(table.received(B, [request(1), request(2)], 0.0)) == [("QueueFull", "max_queue")]
+    table.received(A, [Abort(1)], 0.0)
+    assert refusals(table.received(B, [request(3)], 0.0)) == []
+    assert (table.live, table.refused) == (3, 2)
+
+
+def test_the_bytes_of_the_queue_are_bounded_and_given_back_however_a_request_ends() -> None:
+    table = session(max_queue_bytes=100, max_queue_bytes_per_client=60)
+    actions = table.received(A, [request(1, size_bytes=40), request(2, size_bytes=30), request(3, size_bytes=20)], 0.0)
+    assert refusals(actions) == [("QueueFull", "max_queue_bytes_per_client")]
+    actions = table.received(B, [request(1, size_bytes=41), request(2, size_bytes=40)], 0.0)
+    assert refusals(actions) == [("QueueFull", "max_queue_bytes")]
+    assert table.queued_bytes == 100
+    table.produced([RequestOutput((1, 1), 0, [5], "a", "stop", None, 1)])
+    table.received(A, [Abort(3)], 0.0)
+    assert table.queued_bytes == 40
+    table.unreachable(B)
+    assert (table.queued_bytes, table.live) == (0, 0)
+
+
+def test_a_request_that_no_queue_could_hold_is_not_worth_a_retry() -> None:
+    table = session(max_queue_bytes=100, max_queue_bytes_per_client=60)
+    (action,) = table.received(A, [request(1, size_bytes=61)], 0.0)
+    assert isinstance(action, Send)
+    (reply,) = action.replies
+    assert isinstance(reply, Failed)
+    assert (reply.error, reply.data) == ("PromptTooLong", {"bytes": 61, "limit": 60})
+
+
+def test_a_refusal_says_what_is_held_and_what_the_limit_is() -> None:
+    table = session(max_queue_per_client=1)
+    (_, action) = table.received(A, [request(1), request(2)], 0.0)
+    assert isinstance(action, Send)
+    (reply,) = action.replies
+    assert isinstance(reply, Failed)
+    assert "1 unfinished requests; the limit is 1 (--max-queue-per-client)" in reply.message
+    assert reply.data == {"limited": "max_queue_per_client", "held": 1, "limit": 1}
+
+
+def test_idle_clients_make_room_for_new_ones_and_busy_ones_do_not() -> None:
+    table = session(max_clients=2)
+    table.received(A, [request(1)], 0.0)
+    table.received(B, [Ping(1)], 1.0)
+    assert refusals(table.received(b"client-c", [request(1)], 2.0)) == []
+    assert table.clients == 2
+    assert refusals(table.received(b"client-d", [request(1)], 3.0)) == [("QueueFull", "max_clients")]
+    assert refusals(table.received(b"client-e", [request(1)], 4.0)) == [("QueueFull", "max_clients")]
+    assert (table.clients, table.live) == (3, 2)
+    table.produced([RequestOutput((1, 1), 0, [5], "a", "stop", None, 1)])
+    assert refusals(table.received(b"client-f", [request(1)], 5.0)) == []
+
+
+def test_idle_clients_are_forgotten_after_their_lease() -> None:
+    table = session(lease_s=60)
+    for number in range(100):
+        table.received(b"client-%d" % number, [Ping(1)], number / 100)
+    assert table.clients == 100
+    assert table.tick(60.5) == []
+    assert table.clients == 50
+    assert table.tick(61.5) == []
+    assert table.clients == 0
+
+
+def test_a_client_that_does_not_read_is_told_once_for_each_request_that_lost_something() -> None:
+    table = session(max_unread_bytes=1000)
+    table.received(A, [request(2), request(3)], 0.0)
+    table.received(B, [request(1)], 0.0)
+    actions = table.overflowed(A, [1, 2], 1234)
+    assert errors(actions) == ["ClientTooSlow"] * 3
+    told = [r.request_id for a in actions if isinstance(a, Send) for r in a.replies if isinstance(r, Failed)]
+    assert sorted(told) == [1, 2, 3]
+    assert [action for action in actions if isinstance(action, AbortRun)] == [AbortRun((1, 2)), AbortRun((1, 3))]
+    assert table.live == 1
+    assert errors(table.overflowed(b"unknown", [7], 1234)) == ["ClientTooSlow"]
+
+
+def test_entries_without_an_id_are_answered_once_a_message() -> None:
+    table = session()
+    bad = [Malformed(0, "bad")] * 1000
+    assert errors(table.received(A, [*bad, Malformed(5, "bad"), *bad], 0.0)) == ["ProtocolError"] * 2
+    assert table.malformed == 2001

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from samplerpool.cli.main import EXIT_INTERRUPTED
-from samplerpool.cli.options import arguments_from, model_options, pool_option, sampling_options
+from samplerpool.cli.options import arguments_from, limit_options, model_options, pool_option, sampling_options
 from samplerpool.cli.output import note, plural
 from samplerpool.config.arguments import ModelArguments, PoolArguments, SampleArguments
 from samplerpool.pool.names import DEFAULT_POOL
@@ -21,6 +21,7 @@ from samplerpool.wire.endpoint import ConnectionFile
 @pool_option(f"The pool's name.  [default: {DEFAULT_POOL}]")
 @click.option("--detach", is_flag=True, help="Return when the pool is ready, and leave it running.")
 @model_options
+@limit_options
 @sampling_options
 def command(model: str | None, pool: str | None, detach: bool, sampling: dict[str, Any], **chosen: Any) -> int:
     """Start a pool of workers with a model, and wait until it is ready.

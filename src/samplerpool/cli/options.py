@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import click
 
-from samplerpool.config.arguments import DTYPES, ENGINES, ModelArguments, PoolArguments, SampleArguments
+from samplerpool.config.arguments import DTYPES, ENGINES, ClientLimits, ModelArguments, PoolArguments, SampleArguments
 from samplerpool.config.sampling import ALIASES, PARAMS, ParamSpec, field_values, sampling_params
 from samplerpool.errors import UsageError
 from samplerpool.pool.names import check_pool_name
@@ -165,6 +166,23 @@ def model_options(command: Command) -> Command:
     return decorated  # type: ignore[no-any-return]
 
 
+def limit_options(command: Command) -> Command:
+    """What each worker takes from its clients; the command gets the fields of ``ClientLimits``."""
+    decorated: Any = command
+    for each in reversed(fields(ClientLimits)):
+        kind = click.FloatRange if isinstance(each.default, float) else click.IntRange
+        decorated = click.option(
+            _flag(each.name.removesuffix("_s")),
+            each.name,
+            type=kind(each.metadata["low"]),
+            metavar="SECONDS" if each.name.endswith("_s") else "N",
+            default=each.default,
+            show_default=True,
+            help=each.metadata["help"],
+        )(decorated)
+    return decorated  # type: ignore[no-any-return]
+
+
 def arguments_from(
     model: str | None, pool: str | None, sampling: dict[str, Any], chosen: dict[str, Any]
 ) -> tuple[ModelArguments, SampleArguments, PoolArguments]:
@@ -172,7 +190,7 @@ def arguments_from(
 
     Args:
         sampling: from ``sampling_options``.
-        chosen: what ``model_options`` gave the command.
+        chosen: what ``model_options`` and ``limit_options`` gave the command.
     """
     values = {**chosen, "engine_options": dict(chosen["engine_options"])}
     model_names = ("dtype", "template", "custom_chat_template", "trust_remote_code")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from samplerpool.config.sampling import PARAMS, SamplingParams, field_values
@@ -12,9 +12,9 @@ DTYPES: tuple[str, ...] = ("auto", "float32", "bfloat16", "float16")
 SAMPLE_BACKENDS: tuple[str, ...] = ("hf", "dense", "paged", "sequential", "scripted")
 
 
-def _setting(default: Any, *, choices: tuple[str, ...] = (), low: float | None = None) -> Any:
+def _setting(default: Any, *, choices: tuple[str, ...] = (), low: float | None = None, help: str = "") -> Any:
     """A field with what ``config.parser`` accepts for it: these words, and numbers from ``low``."""
-    return field(default=default, metadata={"choices": choices, "low": low})
+    return field(default=default, metadata={"choices": choices, "low": low, "help": help})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,30 @@ class SampleArguments(SamplingParams):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoolArguments:
-    """The pool of workers.
+class ClientLimits:
+    """What the clients of one worker may ask of it, so that none of them costs the others anything.
+
+    Args:
+        max_queue, max_queue_per_client: most unfinished requests, running ones included.
+        max_queue_bytes, max_queue_bytes_per_client: most bytes of those requests, as they came in.
+        max_unread_bytes: most bytes of replies, roughly, that wait for clients that do not read; beyond that, the one
+            for whom the most is waiting loses it, and its requests.
+        max_clients: most connections that are remembered.
+        lease_s: a client that is silent for so long loses its requests; clients that wait ping every 5 s.
+    """
+
+    max_queue: int = _setting(65_536, low=1, help="Unfinished requests of one worker; more are refused for now.")
+    max_queue_per_client: int = _setting(16_384, low=1, help="The same of one client.")
+    max_queue_bytes: int = _setting(512 * 2**20, low=1, help="Bytes of a worker's unfinished requests.")
+    max_queue_bytes_per_client: int = _setting(256 * 2**20, low=1, help="The same of one client.")
+    max_unread_bytes: int = _setting(256 * 2**20, low=1, help="Bytes that wait for clients that do not read.")
+    max_clients: int = _setting(4096, low=1, help="Connections that one worker remembers.")
+    lease_s: float = _setting(60.0, low=15, help="Seconds after which a silent client loses its requests.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolArguments(ClientLimits):
+    """The pool of workers, and what each of them takes from its clients.
 
     Args:
         workers: how many; ``auto`` means one per device (on CPU, one).
@@ -87,6 +109,10 @@ class PoolArguments:
     max_batch: int = _setting(128, low=1)
     max_model_len: int | None = _setting(None, low=1)
     start_timeout_s: float = _setting(600.0, low=0)
+
+    def client_limits(self) -> ClientLimits:
+        """Those alone."""
+        return ClientLimits(**{each.name: getattr(self, each.name) for each in fields(ClientLimits)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +142,7 @@ class WorkerConfig:
         pool, index: the worker's place.
         endpoint: where its ROUTER binds, for instance ``ipc:///run/user/1000/samplerpool/default-w0-5f2e.sock``.
         incarnation: new at each start; requests name it.
+        limits: for its clients.
         cores: CPU cores to be pinned to; empty means all.
         status_fd: descriptor for one JSON line per event, read by the supervisor; -1 means none.
         death_fd: descriptor whose end of file means that the supervisor is gone; -1 means none.
@@ -129,6 +156,7 @@ class WorkerConfig:
     model_args: ModelArguments
     sample_args: SampleArguments
     engine: EngineConfig
+    limits: ClientLimits = ClientLimits()
     cores: tuple[int, ...] = ()
     status_fd: int = -1
     death_fd: int = -1
@@ -145,6 +173,7 @@ class WorkerConfig:
                 "model_args": ModelArguments(**data["model_args"]),
                 "sample_args": SampleArguments(**sample, **sampling),
                 "engine": EngineConfig(**data["engine"]),
+                "limits": ClientLimits(**data["limits"]),
                 "cores": tuple(data["cores"]),
             }
         )

@@ -72,6 +72,7 @@ class WorkerSet:
                 machine_share=1 / len(settings.plan),
                 options=settings.pool_args.engine_options,
             ),
+            limits=settings.pool_args.client_limits(),
             cores=plan.cores,
             death_fd=self._death_fd,
             supervisor_pid=os.getpid(),

@@ -6,6 +6,7 @@ describes each. No ext types, no timestamps, no pickle; sizes, depth and field t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,9 @@ PROTOCOL_VERSION = 1
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 MAX_ENTRIES = 65536
 MAX_DEPTH = 32
+MAX_ARRAY = 2**22
+MAX_CONTAINERS = 2**20
+"""Arrays and maps in a message to a worker or supervisor: each takes one byte on the wire and 64 in memory."""
 MAX_TOKEN_ID = 2**31 - 1
 MAX_REQUEST_ID = 2**53
 
@@ -67,29 +71,39 @@ def encode(messages: Iterable[WireMessage]) -> bytes:
 
 def decode_requests(data: bytes) -> list[Request | Malformed]:
     """What a worker or supervisor received. An envelope that cannot be read is one ``Malformed`` with id 0."""
-    return _decode(data, _REQUEST_DECODERS)
+    return _decode(data, _REQUEST_DECODERS, MAX_CONTAINERS)
 
 
 def decode_replies(data: bytes) -> list[Reply | Malformed]:
     """What a client received."""
-    return _decode(data, _REPLY_DECODERS)
+    return _decode(data, _REPLY_DECODERS, MAX_MESSAGE_BYTES)
 
 
-def _decode(data: bytes, decoders: Mapping[int, Callable[[list[Any]], Any]]) -> list[Any]:
+def _decode(data: bytes, decoders: Mapping[int, Callable[[list[Any]], Any]], max_containers: int) -> list[Any]:
     try:
-        entries = _entries(data)
+        entries = _entries(data, max_containers)
     except ProtocolError as error:
         return [Malformed(0, error.message)]
     return [_decode_entry(entry, decoders) for entry in entries]
 
 
-def _entries(data: bytes) -> list[Any]:
+def _entries(data: bytes, max_containers: int) -> list[Any]:
     if len(data) > MAX_MESSAGE_BYTES:
         raise ProtocolError(f"The message has {len(data):,} bytes; the limit is {MAX_MESSAGE_BYTES:,}.")
     try:
-        envelope = msgpack.unpackb(data, raw=False, strict_map_key=True, use_list=True, ext_hook=_refuse_ext)
+        envelope = msgpack.unpackb(
+            data,
+            raw=False,
+            strict_map_key=True,
+            use_list=True,
+            ext_hook=_refuse_ext,
+            max_array_len=min(len(data), MAX_ARRAY),  # so much is set aside before the items are seen
+            **(_counting_hooks(max_containers) if len(data) > max_containers else {}),
+        )
     except ProtocolError:
         raise
+    except MemoryError as error:
+        raise ProtocolError(f"There is no memory for what the message of {len(data):,} bytes holds.") from error
     except (ValueError, RecursionError) as error:  # msgpack's own errors and bad UTF-8 are ValueErrors
         raise ProtocolError(f"Not a msgpack message: {type(error).__name__} {error}".rstrip() + ".") from error
     if not isinstance(envelope, list) or len(envelope) != 2 or not isinstance(envelope[1], list):
@@ -103,6 +117,18 @@ def _entries(data: bytes) -> list[Any]:
     if len(entries) > MAX_ENTRIES:
         raise ProtocolError(f"{len(entries)} entries in one message; the limit is {MAX_ENTRIES}.")
     return entries
+
+
+def _counting_hooks(most: int) -> dict[str, Callable[[Any], Any]]:
+    """Hooks that end the reading of a message with more arrays and maps than ``most``."""
+    counter = itertools.count(1)
+
+    def counted(container: Any) -> Any:
+        if next(counter) > most:
+            raise ProtocolError(f"The message has more than {most:,} arrays and maps.")
+        return container
+
+    return {"list_hook": counted, "object_hook": counted}
 
 
 def _refuse_ext(code: int, data: bytes) -> Any:
@@ -272,6 +298,7 @@ def _decode_generate(entry: list[Any]) -> Generate:
         priority,
         _flag(stream),
         _flag(parse),
+        len(msgpack.packb(entry)),
     )
 
 

@@ -49,6 +49,7 @@ class Generate:
         priority: 0 interactive, 1 batch.
         stream: send ``Tokens`` as they come, or all in one frame at the end.
         parse: send the answer's parsed message with ``Finished``.
+        size_bytes: never sent: what it took on its way here.
     """
 
     request_id: int
@@ -58,6 +59,7 @@ class Generate:
     priority: int = 0
     stream: bool = True
     parse: bool = False
+    size_bytes: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,11 @@ async def _run(config: WorkerConfig, status: StatusPipe) -> None:
 def _serve(config: WorkerConfig, sampler: BaseSampler, model: str) -> WorkerServer:
     facts = {"model": model, "pid": os.getpid(), "device": config.engine.device}
     return WorkerServer(
-        sampler, config.endpoint, config.incarnation, lambda: {**facts, "memory_bytes": resident_bytes()}
+        sampler,
+        config.endpoint,
+        config.incarnation,
+        lambda: {**facts, "memory_bytes": resident_bytes()},
+        config.limits,
     )
 
 

@@ -1,30 +1,41 @@
 """What waits to be sent, per client. Pure.
 
 Tokens of a request that has tokens waiting already join them, so what a slow client has waiting grows with the text
-and not with the number of frames.
+and not with the number of frames. A message that the client did not take is held as it was packed, so that trying it
+again costs next to nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from samplerpool.wire.messages import Accepted, Failed, Finished, Reply, Tokens
 
 MAX_WEIGHT = 2**20
 """Of one message, roughly in bytes; a message takes at least one reply however large."""
+MIN_RETRY_S, MAX_RETRY_S = 0.005, 0.2
 _BASE_WEIGHT = 64
 _TOKEN_WEIGHT = 5
 _LOGPROB_WEIGHT = 16
 
 
 class Outbox:
-    """Replies of one client, in order."""
+    """Replies of one client, in order.
 
-    __slots__ = ("_replies", "_tokens_at")
+    ``weight`` is what they take, roughly in bytes, while a message is held; else 0. ``retry_at`` and ``held_since`` say
+    when to try a held message again, and since when nothing was taken; ``pruned`` is its owner's to set.
+    """
+
+    __slots__ = ("_held", "_replies", "_retry_s", "_tokens_at", "held_since", "pruned", "retry_at", "weight")
 
     def __init__(self) -> None:
         self._replies: list[Reply] = []
         self._tokens_at: dict[int, int] = {}
+        self._held: tuple[int, bytes] | None = None
+        self._retry_s = 0.0
+        self.held_since = self.retry_at = 0.0
+        self.weight = 0
+        self.pruned = False
 
     def __bool__(self) -> bool:
         return bool(self._replies)
@@ -33,6 +44,8 @@ class Outbox:
         """Put replies behind the others, and tokens to those of their request."""
         waiting, tokens_at = self._replies, self._tokens_at
         for reply in replies:
+            if self._held is not None:
+                self.weight += _weight(reply)
             if type(reply) is not Tokens:
                 waiting.append(reply)
             elif (at := tokens_at.get(reply.request_id)) is None:
@@ -40,28 +53,49 @@ class Outbox:
                 waiting.append(reply)
             else:
                 waiting[at] = _joined(waiting[at], reply)
+                self.weight -= _BASE_WEIGHT if self._held is not None else 0
 
-    def batches(self) -> Iterator[list[Reply]]:
-        """The replies, cut into messages of bounded size. Take each with ``sent`` once it is on its way."""
-        batch: list[Reply] = []
+    def message(self, pack: Callable[[Sequence[Reply]], bytes]) -> tuple[int, bytes]:
+        """The next message, of bounded size, and how many replies are in it. Take it with ``sent`` or ``hold``."""
+        if self._held is not None:
+            return self._held
+        batch = list(self._first_batch())
+        return len(batch), pack(batch)
+
+    def _first_batch(self) -> Iterator[Reply]:
         weight = 0
         for reply in self._replies:
-            batch.append(reply)
+            yield reply
             weight += _weight(reply)
             if weight >= MAX_WEIGHT:
-                yield batch
-                batch, weight = [], 0
-        if batch:
-            yield batch
+                return
 
     def sent(self, count: int) -> None:
         """Forget the first ``count`` replies."""
+        self._held, self._retry_s, self.retry_at, self.weight = None, 0.0, 0.0, 0
         if count == len(self._replies):
             self._replies.clear()
             self._tokens_at.clear()
             return
         del self._replies[:count]
-        self._tokens_at = {r.request_id: at for at, r in enumerate(self._replies) if type(r) is Tokens}
+        self._index_tokens(0)
+
+    def hold(self, count: int, data: bytes, now: float) -> None:
+        """The client did not take this message: keep it for later, as it is."""
+        if self._held is None:
+            self._held, self.held_since = (count, data), now
+            self._index_tokens(count)
+            self.weight = sum(map(_weight, self._replies))
+        self._retry_s = min(max(MIN_RETRY_S, 2 * self._retry_s), MAX_RETRY_S)
+        self.retry_at = now + self._retry_s
+
+    def _index_tokens(self, start: int) -> None:
+        self._tokens_at = {r.request_id: at for at, r in enumerate(self._replies) if at >= start and type(r) is Tokens}
+
+    def request_ids(self) -> list[int]:
+        """The requests that have something waiting, each once."""
+        kinds = (Accepted, Tokens, Finished, Failed)
+        return list(dict.fromkeys(r.request_id for r in self._replies if isinstance(r, kinds) and r.request_id))
 
 
 def _joined(first: Reply, second: Tokens) -> Tokens:

@@ -17,24 +17,31 @@ from typing import Any
 
 import zmq
 
+from samplerpool.config.arguments import ClientLimits
 from samplerpool.engine.loop import RequestEvent
 from samplerpool.errors import ProtocolError
 from samplerpool.samplers.base_sampler import BaseSampler
 from samplerpool.samplers.intake import Job
 from samplerpool.wire.codec import MAX_MESSAGE_BYTES, decode_requests, encode
 from samplerpool.wire.messages import Description, Failed, Reply
+from samplerpool.worker.clients import Identity
 from samplerpool.worker.outbox import Outbox
-from samplerpool.worker.session import AbortRun, Action, Identity, Report, Send, Session, Submit
+from samplerpool.worker.session import AbortRun, Action, Report, Send, Session, Submit
 
 log = logging.getLogger(__name__)
 
 SEND_HIGH_WATER = 64
+RECEIVE_HIGH_WATER = 16
+"""Messages of one client that ZeroMQ reads ahead; each may have 64 MiB."""
 LINGER_MS = 500
 TICK_S = 0.2
-RETRY_S = 0.005
+COMPLAINT_INTERVAL_S = 60.0
 LAST_WORDS_TICKS = 10
 """How long a drained worker waits for clients that do not take their last replies."""
 MAX_RECEIVED_AT_ONCE = 256
+MAX_BYTES_AT_ONCE = 2**20
+MAX_BUSY_TICKS = 25
+"""So long a flood of messages puts off the judgement of leases; by then each client had its turn many times."""
 
 
 class WorkerServer:
@@ -45,6 +52,7 @@ class WorkerServer:
         endpoint: where the ROUTER binds.
         incarnation: this process's.
         describe: more facts for ``Description``, beside the sampler's own.
+        limits: what clients may ask.
     """
 
     def __init__(
@@ -53,18 +61,20 @@ class WorkerServer:
         endpoint: str,
         incarnation: str,
         describe: Callable[[], Mapping[str, Any]] = dict,
+        limits: ClientLimits | None = None,
     ) -> None:
         self._sampler = sampler
         self._describe = describe
-        self._session = Session(incarnation)
+        self._session = Session(incarnation, limits)
         self._outboxes: dict[Identity, Outbox] = {}
         self._produced: list[RequestEvent] = []
         self._produced_lock = threading.Lock()
         self._loop = asyncio.get_running_loop()
         self._wake_scheduled = False
         self._retry: asyncio.TimerHandle | None = None
-        self._retry_s = RETRY_S
-        self._idle_ticks = 0
+        self._idle_ticks = self._busy_ticks = 0
+        self._complained_at = -COMPLAINT_INTERVAL_S
+        self._complained_of = self._dropped = 0
         self._idle = asyncio.Event()
         self._context = zmq.Context()
         self._socket = self._bind(endpoint)
@@ -75,6 +85,7 @@ class WorkerServer:
         socket = self._context.socket(zmq.ROUTER)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         socket.setsockopt(zmq.SNDHWM, SEND_HIGH_WATER)
+        socket.setsockopt(zmq.RCVHWM, RECEIVE_HIGH_WATER)
         socket.setsockopt(zmq.LINGER, LINGER_MS)
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
         socket.bind(endpoint)
@@ -120,23 +131,28 @@ class WorkerServer:
         self._act(self._session.produced(events))
         self._on_readable()
 
-    def _on_readable(self) -> None:
+    def _on_readable(self) -> bool:
+        """Take messages, for a moment, and send replies; whether all that has come was taken."""
         if self._socket.closed:
-            return
-        received = 0
-        while received < MAX_RECEIVED_AT_ONCE and self._readable():
-            self._on_message(self._socket.recv_multipart(zmq.DONTWAIT))
-            received += 1
+            return True
+        count = size = 0
+        while count < MAX_RECEIVED_AT_ONCE and size < MAX_BYTES_AT_ONCE and self._readable():
+            parts = self._socket.recv_multipart(zmq.DONTWAIT)
+            self._on_message(parts)
+            count += 1
+            size += sum(map(len, parts))
+        drained = count < MAX_RECEIVED_AT_ONCE and size < MAX_BYTES_AT_ONCE
         # Sending may consume the edge of the socket's descriptor, and the engine's events must have their turn.
-        if self._flush() or received == MAX_RECEIVED_AT_ONCE:
+        if self._flush() or not drained:
             self._loop.call_soon(self._on_readable)
+        return drained
 
     def _readable(self) -> bool:
         return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
     def _on_message(self, parts: list[bytes]) -> None:
         if len(parts) != 2:
-            log.warning("dropped a message of %d parts; a message has one", len(parts) - 1)
+            self._dropped += 1
             return
         identity, payload = parts
         messages = decode_requests(payload)
@@ -144,9 +160,14 @@ class WorkerServer:
 
     def _on_tick(self) -> None:
         self._tick_handle = self._loop.call_later(TICK_S, self._on_tick)  # first: nothing may end the ticking
-        self._on_readable()  # before leases are judged, so that a stall of our own costs nobody anything
-        self._act(self._session.tick(time.monotonic()))
-        self._on_readable()
+        drained = self._on_readable()  # before leases are judged, so that a stall of our own costs nobody anything
+        self._busy_ticks = 0 if drained else self._busy_ticks + 1
+        if drained or self._busy_ticks > MAX_BUSY_TICKS:
+            now = time.monotonic()
+            self._act(self._session.tick(now))
+            self._drop_dead_letters(now)
+            self._complain(now)
+            self._flush()
         if self._session.draining and not self._session.live:
             self._idle_ticks += 1
             if not self._outboxes or self._idle_ticks > LAST_WORDS_TICKS:
@@ -180,6 +201,9 @@ class WorkerServer:
             "incarnation": self._session.incarnation,
             "clients": self._session.clients,
             "live": self._session.live,
+            "queued_bytes": self._session.queued_bytes,
+            "refused": self._session.refused,
+            "malformed": self._session.malformed + self._dropped,
         }
 
     def _outbox(self, identity: Identity) -> Outbox:
@@ -191,36 +215,82 @@ class WorkerServer:
     def _flush(self) -> bool:
         """Send what clients can take; whether anything went out."""
         moved = False
+        now = time.monotonic()
         for identity in list(self._outboxes):
-            moved |= self._flush_one(identity, self._outboxes[identity])
+            outbox = self._outboxes[identity]
+            if outbox.retry_at <= now:
+                moved |= self._flush_one(identity, outbox, now)
         if self._outboxes:
-            self._retry_s = RETRY_S if moved else min(2 * self._retry_s, TICK_S)
-            if self._retry is None:
-                self._retry = self._loop.call_later(self._retry_s, self._on_retry)
+            self._bound_unread()
+            self._schedule_retry()
         return moved
+
+    def _schedule_retry(self) -> None:
+        retry_at = min((outbox.retry_at for outbox in self._outboxes.values()), default=None)
+        if retry_at is None:
+            return
+        if self._retry is not None:
+            if self._retry.when() <= retry_at:
+                return
+            self._retry.cancel()
+        self._retry = self._loop.call_at(retry_at, self._on_retry)  # the loop's clock is the monotonic one
 
     def _on_retry(self) -> None:
         self._retry = None
         self._on_readable()
 
-    def _flush_one(self, identity: Identity, outbox: Outbox) -> bool:
+    def _flush_one(self, identity: Identity, outbox: Outbox, now: float) -> bool:
         """Send a client's replies as far as it takes them; whether it took any."""
-        sent = 0
-        for batch in outbox.batches():
+        moved = False
+        while outbox:
+            count, data = outbox.message(_pack)
             try:
-                self._socket.send_multipart((identity, _pack(batch)), zmq.DONTWAIT)
+                self._socket.send_multipart((identity, data), zmq.DONTWAIT)
             except zmq.Again:
-                outbox.sent(sent)
-                return sent > 0
+                outbox.hold(count, data, now)
+                return moved
             except zmq.ZMQError as error:
                 if error.errno != errno.EHOSTUNREACH:
                     raise
-                del self._outboxes[identity]
-                self._act(self._session.unreachable(identity))
+                self._drop(identity)
                 return False
-            sent += len(batch)
+            outbox.sent(count)
+            moved = True
         del self._outboxes[identity]
-        return True
+        return moved
+
+    def _drop(self, identity: Identity) -> None:
+        """Forget a client, what waits for it, and what it asked for."""
+        del self._outboxes[identity]
+        self._act(self._session.unreachable(identity))
+
+    def _bound_unread(self) -> None:
+        """Keep what waits for clients that do not read within the limit, at the cost of those with the most."""
+        unread = sum(outbox.weight for outbox in self._outboxes.values())
+        while unread > self._session.limits.max_unread_bytes:
+            identity, outbox = max(self._outboxes.items(), key=lambda item: item[1].weight)
+            unread -= outbox.weight
+            log.warning("a client does not read; %d bytes that waited for it are dropped", outbox.weight)
+            if outbox.pruned:  # even the words that its requests have failed are too many
+                self._drop(identity)
+                continue
+            self._outboxes[identity] = pruned = Outbox()
+            pruned.pruned = True
+            self._act(self._session.overflowed(identity, outbox.request_ids(), outbox.weight))
+
+    def _drop_dead_letters(self, now: float) -> None:
+        """Forget what nobody has taken for a lease, of clients whose lease has lapsed."""
+        lease_s = self._session.limits.lease_s
+        for identity, outbox in list(self._outboxes.items()):
+            if outbox.weight and now - outbox.held_since > lease_s and not self._session.remembers(identity):
+                del self._outboxes[identity]
+
+    def _complain(self, now: float) -> None:
+        """Log, once in a while, how much could not be understood."""
+        bad = self._session.malformed + self._dropped
+        if bad > self._complained_of and now - self._complained_at >= COMPLAINT_INTERVAL_S:
+            log.warning("%d malformed messages, or entries of messages, were refused lately", bad - self._complained_of)
+            self._complained_at, self._complained_of = now, bad
 
 
 def _pack(replies: Sequence[Reply]) -> bytes:

@@ -6,22 +6,22 @@ terminal frame; what comes for a request that has ended is dropped.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from samplerpool.config.arguments import ClientLimits
 from samplerpool.engine.base import RequestId
 from samplerpool.engine.loop import Admitted, RequestEvent, RequestOutput
 from samplerpool.errors import (
     Aborted,
+    ClientTooSlow,
     LeaseExpired,
     ProtocolError,
-    QueueFull,
     SamplerPoolError,
     WorkerDraining,
     WrongIncarnation,
 )
-from samplerpool.types import TokenLogprobs
 from samplerpool.wire.messages import (
     Abort,
     Accepted,
@@ -36,12 +36,7 @@ from samplerpool.wire.messages import (
     Request,
     Tokens,
 )
-
-LEASE_S = 60.0
-MAX_LIVE_PER_CLIENT = 16384
-
-Identity = bytes
-"""ZeroMQ's routing id of a connection; nothing durable is keyed on it."""
+from samplerpool.worker.clients import Client, Clients, Identity, Live
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,44 +73,28 @@ class Report:
 Action = Submit | AbortRun | Send | Report
 
 
-@dataclass(slots=True)
-class _Live:
-    request: Generate
-    prompt_tokens: int = 0
-    index: int = 0
-    token_ids: list[int] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] | None = None
-
-
-@dataclass(slots=True)
-class _Client:
-    identity: Identity
-    number: int
-    heard_at: float
-    live: dict[int, _Live] = field(default_factory=dict)
-    highest_id: int = 0
-
-
 class Session:
     """See the module's docstring. Times are seconds on one monotonic clock.
 
     Args:
         incarnation: this process's; requests for another are refused.
-        lease_s: a client that is silent for so long, with requests running, loses them.
-        max_live_per_client: requests that one client may have at a time.
+        limits: what clients may ask of this worker.
+
+    ``malformed`` counts messages, or entries of messages, that could not be taken; ``refused`` requests that were
+    refused for a limit's sake.
     """
 
-    def __init__(
-        self, incarnation: str, *, lease_s: float = LEASE_S, max_live_per_client: int = MAX_LIVE_PER_CLIENT
-    ) -> None:
+    def __init__(self, incarnation: str, limits: ClientLimits | None = None) -> None:
         self.incarnation = incarnation
         self.draining = False
-        self._lease_s = lease_s
-        self._max_live_per_client = max_live_per_client
-        self._clients: dict[Identity, _Client] = {}
-        self._by_number: dict[int, _Client] = {}
-        self._last_number = 0
+        self.malformed = 0
+        self.refused = 0
+        self._clients = Clients(limits or ClientLimits())
+
+    @property
+    def limits(self) -> ClientLimits:
+        """What clients may ask of this worker."""
+        return self._clients.limits
 
     @property
     def clients(self) -> int:
@@ -125,7 +104,12 @@ class Session:
     @property
     def live(self) -> int:
         """Requests that have not ended."""
-        return sum(len(client.live) for client in self._clients.values())
+        return self._clients.live
+
+    @property
+    def queued_bytes(self) -> int:
+        """What the requests that have not ended took on their way here."""
+        return self._clients.queued_bytes
 
     # ---- frames of clients ----------------------------------------------------------------------------------------
 
@@ -133,8 +117,9 @@ class Session:
         self, identity: Identity, messages: Sequence[Request | Malformed], now: float, steps: int = 0
     ) -> list[Action]:
         """What to do about one client's messages."""
-        client = self._client(identity, now)
+        client = self._clients.heard(identity, now)
         actions: list[Action] = []
+        complained = False
         for message in messages:
             match message:
                 case Generate():
@@ -147,30 +132,24 @@ class Session:
                 case Describe(request_id):
                     actions.append(Report(identity, request_id))
                 case Malformed(request_id, reason):
-                    actions.append(self._refuse(client, request_id, ProtocolError(reason)))
+                    self.malformed += 1
+                    unknown = not request_id or request_id in client.live
+                    if not (unknown and complained):  # one answer is enough to those of a message that have no id
+                        actions.append(self._refuse(client, request_id, ProtocolError(reason)))
+                    complained |= unknown
                 case _:
                     error = ProtocolError(f"A worker does not take {type(message).__name__}.")
                     actions.append(self._refuse(client, message.request_id, error))
         return actions
 
-    def _client(self, identity: Identity, now: float) -> _Client:
-        client = self._clients.get(identity)
-        if client is None:
-            self._last_number += 1
-            client = _Client(identity, self._last_number, now)
-            self._clients[identity] = self._by_number[client.number] = client
-        client.heard_at = now
-        return client
-
-    def _generate(self, client: _Client, request: Generate) -> Action:
+    def _generate(self, client: Client, request: Generate) -> Action:
         refusal = self._refusal(client, request)
         if refusal is not None:
             return self._refuse(client, request.request_id, refusal)
-        client.highest_id = request.request_id
-        client.live[request.request_id] = _Live(request)
+        self._clients.begin(client, request)
         return Submit((client.number, request.request_id), request)
 
-    def _refusal(self, client: _Client, request: Generate) -> SamplerPoolError | None:
+    def _refusal(self, client: Client, request: Generate) -> SamplerPoolError | None:
         if request.incarnation != self.incarnation:
             return WrongIncarnation(
                 f"The request was meant for incarnation {request.incarnation[:32]!r} of this worker; "
@@ -181,21 +160,17 @@ class Session:
             return WorkerDraining("The worker is stopping and takes no new requests.")
         if request.request_id <= client.highest_id:
             return ProtocolError(f"Request id {request.request_id} is not above the one before, {client.highest_id}.")
-        if len(client.live) >= self._max_live_per_client:
-            return QueueFull(
-                f"This connection has {len(client.live)} unfinished requests; the limit is "
-                f"{self._max_live_per_client}. Wait for some of them.",
-                limit=self._max_live_per_client,
-            )
-        return None
+        full = self._clients.refusal(client, request)
+        self.refused += full is not None
+        return full
 
-    def _abort(self, client: _Client, request_id: int, error: SamplerPoolError) -> list[Action]:
-        if client.live.pop(request_id, None) is None:
+    def _abort(self, client: Client, request_id: int, error: SamplerPoolError) -> list[Action]:
+        if self._clients.end(client, request_id) is None:
             return []
         return [AbortRun((client.number, request_id)), Send(client.identity, [_failed(request_id, error)])]
 
     @staticmethod
-    def _refuse(client: _Client, request_id: int, error: SamplerPoolError) -> Send:
+    def _refuse(client: Client, request_id: int, error: SamplerPoolError) -> Send:
         """A live request of that id goes on: only the frame that cannot be taken is lost."""
         return Send(client.identity, [_failed(0 if request_id in client.live else request_id, error)])
 
@@ -203,32 +178,32 @@ class Session:
 
     def produced(self, events: Sequence[RequestEvent]) -> list[Send]:
         """What to send for events of the sampler: one action a client."""
-        replies: dict[int, list[Reply]] = {}
+        replies: dict[Identity, list[Reply]] = {}
         for event in events:
             number, request_id = event.request_id
-            client = self._by_number.get(number)
+            client = self._clients.with_number(number)
             live = client.live.get(request_id) if client is not None else None
             if client is None or live is None:
                 continue
-            out = replies.get(number)
+            out = replies.get(client.identity)
             if out is None:
-                out = replies[number] = []
+                out = replies[client.identity] = []
             if type(event) is RequestOutput:
                 self._output(client, live, event, out)
             elif isinstance(event, Admitted):
                 live.prompt_tokens = len(event.prompt_ids)
                 out.append(Accepted(request_id, event.prompt_ids, event.seed))
-        return [Send(self._by_number[number].identity, out) for number, out in replies.items() if out]
+        return [Send(identity, out) for identity, out in replies.items() if out]
 
-    def _output(self, client: _Client, live: _Live, output: RequestOutput, out: list[Reply]) -> None:
-        request_id = live.request.request_id
-        if not live.request.stream:
+    def _output(self, client: Client, live: Live, output: RequestOutput, out: list[Reply]) -> None:
+        request_id = live.request_id
+        if not live.stream:
             self._collect(live, output)
         elif output.token_ids or output.text:
             out.append(Tokens(request_id, output.index, output.token_ids, output.text, output.logprobs))
         if output.finish_reason is None:
             return
-        del client.live[request_id]
+        self._clients.end(client, request_id)
         if output.error is not None:
             out.append(_failed(request_id, output.error))
             return
@@ -239,7 +214,7 @@ class Session:
         )
 
     @staticmethod
-    def _collect(live: _Live, output: RequestOutput) -> None:
+    def _collect(live: Live, output: RequestOutput) -> None:
         if not live.token_ids:
             live.index = output.index
         live.token_ids.extend(output.token_ids)
@@ -253,32 +228,54 @@ class Session:
     def tick(self, now: float) -> list[Action]:
         """End the requests of clients whose lease has lapsed, and forget those clients."""
         actions: list[Action] = []
-        for client in [c for c in self._clients.values() if now - c.heard_at > self._lease_s]:
-            error = LeaseExpired(f"The client was silent for more than {self._lease_s:g} s.")
-            for request_id in list(client.live):
-                actions += self._abort(client, request_id, error)
-            self._forget(client)
+        lease_s = self.limits.lease_s
+        for client in self._clients.silent_since(now - lease_s):
+            actions += self._end_all(client, LeaseExpired(f"The client was silent for more than {lease_s:g} s."))
+            self._clients.forget(client)
         return actions
 
     def unreachable(self, identity: Identity) -> list[Action]:
         """A client's connection is gone: its requests are aborted without an answer."""
-        client = self._clients.get(identity)
+        client = self._clients.with_identity(identity)
         if client is None:
             return []
-        self._forget(client)
-        return [AbortRun((client.number, request_id)) for request_id in client.live]
+        actions: list[Action] = [AbortRun((client.number, request_id)) for request_id in client.live]
+        self._clients.forget(client)
+        return actions
 
-    def _forget(self, client: _Client) -> None:
-        del self._clients[client.identity]
-        del self._by_number[client.number]
+    def remembers(self, identity: Identity) -> bool:
+        """Whether the client was heard of within its lease."""
+        return self._clients.with_identity(identity) is not None
+
+    def overflowed(self, identity: Identity, unread: Iterable[int], unread_bytes: int) -> list[Action]:
+        """A client does not read: what waited for it was dropped, and all requests that this concerns fail.
+
+        Args:
+            unread: the requests that had something waiting; some of them have ended here.
+            unread_bytes: how much that was.
+        """
+        limit = self.limits.max_unread_bytes
+        error = ClientTooSlow(
+            f"{unread_bytes:,} bytes of replies waited for this client to read them, and all clients together may "
+            f"have {limit:,} (--max-unread-bytes). Read faster, or ask for less at a time.",
+            bytes=unread_bytes,
+            limit=limit,
+        )
+        client = self._clients.with_identity(identity)
+        live = set(client.live) if client is not None else set()
+        actions = self._end_all(client, error) if client is not None else []
+        lost = [request_id for request_id in unread if request_id not in live]
+        return [*actions, Send(identity, [_failed(request_id, error) for request_id in lost])]
+
+    def _end_all(self, client: Client, error: SamplerPoolError) -> list[Action]:
+        return [action for request_id in list(client.live) for action in self._abort(client, request_id, error)]
 
     def stop(self, reason: str) -> list[Action]:
         """Fail everything that has not ended, and take nothing new."""
         self.draining = True
         actions: list[Action] = []
-        for client in self._clients.values():
-            for request_id in list(client.live):
-                actions += self._abort(client, request_id, WorkerDraining(reason))
+        for client in self._clients:
+            actions += self._end_all(client, WorkerDraining(reason))
         return actions
 
 
