@@ -251,6 +251,17 @@ class EngineContract(ABC):
         assert (len(answers[1, 0].token_ids), answers[1, 0].finish_reason) == (seen, None)
         assert (len(answers[1, 1].token_ids), answers[1, 1].finish_reason) == (12, "length")
 
+    def test_an_aborted_requests_place_is_taken_in_the_next_step(self, make: Callable[..., Engine]) -> None:
+        engine = make(max_batch=2)
+        drive(engine, [self.request(i, tokens=200) for i in range(4)], until=lambda a: len(a) == 2)
+        assert (engine.stats().running, engine.stats().queued) == (2, 2)
+        engine.abort((1, 0))
+        engine.step()
+        assert (engine.stats().running, engine.stats().queued) == (2, 1)
+        engine.abort((1, 1))
+        engine.step()
+        assert (engine.stats().running, engine.stats().queued) == (2, 0)
+
     def test_aborting_a_queued_request(self, make: Callable[..., Engine]) -> None:
         engine = make(max_batch=1)
         for i in range(3):

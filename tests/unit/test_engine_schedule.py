@@ -274,6 +274,58 @@ def test_rows_outgrow_their_regions_and_make_room_for_the_older_when_memory_ends
     assert scheduler.used_tokens == 0
 
 
+# ---- steps that run out of memory ---------------------------------------------------------------------------------
+
+
+def running(scheduler: Scheduler) -> list[int]:
+    return [number for _, number in scheduler.running]
+
+
+def test_the_youngest_are_put_back_when_a_step_ran_out_of_memory_and_those_of_a_batch_first() -> None:
+    scheduler = Scheduler(4096, 8)
+    for number, priority in enumerate((BATCH, INTERACTIVE, BATCH, INTERACTIVE, BATCH)):
+        scheduler.add(row(number, 20, priority=priority))
+    compute(scheduler, scheduler.plan())
+    assert scheduler.shed(scheduler.plan(), copied=True) is None
+    assert running(scheduler) == [1, 3]
+    assert (scheduler.budget.rows, scheduler.queued) == (2, 3)
+    compute(scheduler, scheduler.plan())
+    assert running(scheduler) == [1, 3]
+    for number in (1, 3):
+        scheduler.remove((1, number))
+    scheduler.plan()
+    assert running(scheduler) == [0, 2]  # they come back in the order in which they came first
+
+
+def test_a_step_of_one_row_is_made_smaller_until_that_row_must_go() -> None:
+    scheduler = Scheduler(4096, 8)
+    scheduler.add(row(1, 500))
+    scheduler.add(row(2, 500))
+    sizes = []
+    while (found := scheduler.shed(plan := scheduler.plan(), copied=True)) is None:
+        sizes.append(plan.tokens)
+    assert sizes == [512, 256, 128, 64, 32, 16, 16]
+    assert (found.request.request_id, scheduler.used_tokens) == ((1, 1), 0)
+    assert compute(scheduler, scheduler.plan()) == []
+    assert running(scheduler) == [2]
+
+
+def test_after_copies_that_ran_out_of_memory_all_rows_begin_anew() -> None:
+    scheduler = Scheduler(4096, 8)
+    for number in range(4):
+        scheduler.add(row(number, 60, tokens=200))
+    for _ in range(40):
+        compute(scheduler, scheduler.plan())
+    scheduler.remove((1, 0))
+    plan = scheduler.plan()
+    assert (scheduler.kept, scheduler.shed(plan, copied=False)) == (1, None)
+    assert (running(scheduler), scheduler.kept, scheduler.used_tokens) == ([], 0, 0)
+    again = scheduler.plan()
+    assert again.copies == []
+    assert [(r.request.request_id[1], count) for r, count in again.chunks] == [(1, 100)]
+    assert scheduler.budget.rows == 1
+
+
 @pytest.mark.parametrize("reuse", [True, False])
 def test_random_traffic_ends_and_leaks_nothing(reuse: bool) -> None:
     dice = random.Random(5)
@@ -288,7 +340,11 @@ def test_random_traffic_ends_and_leaks_nothing(reuse: bool) -> None:
             scheduler.add(waiting.pop())
         if scheduler.running and dice.random() < 0.01:
             scheduler.remove(dice.choice(list(scheduler.running)))
-        compute(scheduler, scheduler.plan(), token=dice.randint(1, 2))
+        plan = scheduler.plan()
+        if plan.tokens and dice.random() < 0.02:
+            scheduler.shed(plan, copied=dice.random() < 0.7)
+        else:
+            compute(scheduler, plan, token=dice.randint(1, 2))
         steps += 1
         assert steps < 20_000
     scheduler.clear()

@@ -292,14 +292,33 @@ def test_every_row_finds_its_own_tokens(seed: int) -> None:
             scheduler.add(earlier[-1])
         if scheduler.running and dice.random() < 0.15:
             scheduler.remove(dice.choice(list(scheduler.running)))
+        if dice.random() < 0.1:
+            run_out_of_memory(memory, dice)
         step(memory, token=dice.randint(1, 2))
     steps = 0
     while scheduler.running or scheduler.queued:
-        assert step(memory, token=dice.randint(1, 2)) or step_tokens < 512
+        assert step(memory, token=dice.randint(1, 2)) or step_tokens < 512 or scheduler.budget.lowered
         steps += 1
         assert steps < 100_000
     scheduler.clear()
     assert scheduler.used_tokens == 0
+
+
+def run_out_of_memory(memory: Memory, dice: random.Random) -> None:
+    """A step whose copies are done in part or whose tokens are written in part, and count for nothing."""
+    scheduler = memory.scheduler
+    plan = scheduler.plan()
+    if not plan.tokens:
+        return
+    copied = dice.random() < 0.6
+    memory.carry_out(plan.copies if copied else plan.copies[: dice.randint(0, len(plan.copies))])
+    for r in (*plan.decodes, *(r for r, _ in plan.chunks)) if copied else ():
+        assert r.region is not None
+        first = r.region.offset * HEADS
+        memory.cells[first + r.computed] = -1
+    scheduler.shed(plan, copied=copied)
+    if not scheduler._copies:  # else it holds once they are carried out, which the next step checks
+        memory.check()
 
 
 def _random_row(dice: random.Random, earlier: list[Row], longest: int) -> Row:

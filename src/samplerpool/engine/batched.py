@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from samplerpool.config.arguments import EngineConfig
 from samplerpool.config.sampling import PARAMS
-from samplerpool.engine.arena import LayerShape
+from samplerpool.engine.arena import Arena, LayerShape
 from samplerpool.engine.base import (
     EngineRequest,
     EngineStats,
@@ -22,9 +23,11 @@ from samplerpool.engine.base import (
     check_supported,
 )
 from samplerpool.engine.packed_group import weight_count
-from samplerpool.engine.row_sampler import RowSampler, SamplingRow
-from samplerpool.engine.schedule import Plan, Row, Scheduler
-from samplerpool.errors import InvalidParameter, StartFailed
+from samplerpool.engine.row_sampler import RowSampler, Sampled, SamplingRow
+from samplerpool.engine.schedule import Copy, Plan, Row, Scheduler
+from samplerpool.errors import EngineError, InvalidParameter, StartFailed
+
+log = logging.getLogger(__name__)
 
 OPTIONS: Mapping[str, type] = {
     "cache_gib": float,
@@ -56,6 +59,8 @@ class BatchedEngine(ABC):
 
     name: str
     supported = frozenset(PARAMS)
+
+    _arena: Arena
 
     def __init__(
         self, model: Any, scheduler: Scheduler, *, eos_token_ids: frozenset[int], max_batch: int, max_model_len: int
@@ -94,11 +99,20 @@ class BatchedEngine(ABC):
         plan = self._scheduler.plan()
         if not plan.decodes and not plan.chunks:
             return outputs
-        rows, logits = self._forward(plan)
-        self._scheduler.done(plan)
-        if rows:
-            outputs += self._sample(rows, logits)
-        return outputs
+        copied = False
+        try:
+            self._carry_out(plan.copies)
+            copied = True
+            rows, logits = self._forward(plan)
+            sampled = self._sample(rows, logits) if rows else None
+        except Exception as error:
+            shortage = shortage_of_memory(error)
+            if shortage is None:
+                raise
+        else:
+            self._scheduler.done(plan)
+            return outputs + self._take(rows, sampled) if sampled is not None else outputs
+        return outputs + self._shed(plan, shortage, copied=copied)  # outside: the error holds on to the step's tensors
 
     def abort(self, request_id: RequestId) -> None:
         """Drop a request before the next step."""
@@ -119,7 +133,10 @@ class BatchedEngine(ABC):
             "prefix_hits": scheduler.prefix_hits,
             "prefix_tokens": scheduler.prefix_tokens,
             "preemptions": scheduler.preemptions,
+            "out_of_memory": scheduler.budget.shortages,
         }
+        if scheduler.budget.lowered:
+            details |= {"batch_lowered_to": scheduler.budget.rows, "step_tokens_lowered_to": scheduler.budget.tokens}
         return EngineStats(len(scheduler.running), scheduler.queued, details)
 
     def close(self) -> None:
@@ -130,9 +147,18 @@ class BatchedEngine(ABC):
 
     # ---- one step -------------------------------------------------------------------------------------------------
 
+    @torch.inference_mode()
+    def _carry_out(self, copies: Sequence[Copy]) -> None:
+        for copy in copies:
+            self._copy(copy)
+
+    def _copy(self, copy: Copy) -> None:
+        """Carry out one of a plan's copies."""
+        self._arena.copy(copy.source, copy.target, copy.length)
+
     @abstractmethod
     def _forward(self, plan: Plan) -> tuple[list[Row], Tensor]:
-        """Compute a plan.
+        """Compute a plan, whose copies are done. What is written is not counted before ``Scheduler.done``.
 
         Returns:
             The rows whose last token was computed, and their next tokens' logits, shape [rows, vocabulary].
@@ -142,8 +168,11 @@ class BatchedEngine(ABC):
         return torch.tensor(values, dtype=torch.int64, device=self._device)
 
     @torch.inference_mode()
-    def _sample(self, rows: list[Row], logits: Tensor) -> list[StepOutput]:
-        sampled = self._sampler.sample(logits.float(), [self._sampling[row.request.request_id] for row in rows])
+    def _sample(self, rows: list[Row], logits: Tensor) -> Sampled:
+        return self._sampler.sample(logits.float(), [self._sampling[row.request.request_id] for row in rows])
+
+    def _take(self, rows: list[Row], sampled: Sampled) -> list[StepOutput]:
+        """Give each row its token."""
         outputs = []
         for index, (row, token_id) in enumerate(zip(rows, sampled.token_ids, strict=True)):
             row.tokens.append(token_id)
@@ -153,6 +182,47 @@ class BatchedEngine(ABC):
                 del self._sampling[row.request.request_id]
             outputs.append(StepOutput(row.request.request_id, (token_id,), reason, logprobs=sampled.of(index)))
         return outputs
+
+    # ---- no memory ------------------------------------------------------------------------------------------------
+
+    def _shed(self, plan: Plan, shortage: str, *, copied: bool) -> list[StepOutput]:
+        """Make the next step smaller after one that ran out of memory; a row that is too large by itself fails."""
+        scheduler = self._scheduler
+        for row in scheduler.running.values():  # what they read of their tokens may be half done
+            self._sampling[row.request.request_id] = SamplingRow(row.request.params, row.tokens, row.prompt_tokens)
+        rows, tokens = len(scheduler.running), plan.tokens
+        too_large = scheduler.shed(plan, copied=copied)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        log.warning(
+            "a step of %d tokens, with %d requests running, ran out of memory (%s); from now on at most %d tokens and "
+            "%d requests",
+            tokens,
+            rows,
+            shortage,
+            scheduler.budget.tokens,
+            scheduler.budget.rows,
+        )
+        if too_large is None:
+            return []
+        del self._sampling[too_large.request.request_id]
+        error = EngineError(
+            f"The request does not fit into the device's memory by itself: computing {tokens:,} of its "
+            f"{len(too_large.tokens):,} tokens ran out of memory ({shortage}). Shorten it, or give the cache less with "
+            "--engine-option cache_gib=N.",
+            tokens=len(too_large.tokens),
+        )
+        return [StepOutput(too_large.request.request_id, (), "error", error)]
+
+
+def shortage_of_memory(error: Exception) -> str | None:
+    """The first line of what an error says, if that is that there is no memory; torch says it in several ways."""
+    text = str(error).partition("\n")[0][:200]
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return text or type(error).__name__
+    if isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text):
+        return text
+    return None
 
 
 def checked_options(engine: str, options: Mapping[str, Any], kinds: Mapping[str, type]) -> dict[str, Any]:

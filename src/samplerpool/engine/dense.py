@@ -101,8 +101,6 @@ class DenseEngine(BatchedEngine):
     @torch.inference_mode()
     def _forward(self, plan: Plan) -> tuple[list[Row], Tensor]:
         """Run the packed pass; the rows whose last token was in it, and their next tokens' logits."""
-        for copy in plan.copies:
-            self._arena.copy(copy.source, copy.target, copy.length)
         decodes = [_span(row, 1) for row in plan.decodes]
         chunks = [_span(row, count) for row, count in plan.chunks]
         ids = [row.tokens[-1] for row in plan.decodes]

@@ -28,7 +28,7 @@ from samplerpool.engine.batched import (
 )
 from samplerpool.engine.packed_group import weight_count
 from samplerpool.engine.packed_linear import pack_linears
-from samplerpool.engine.schedule import STEP_TOKENS, Plan, Row
+from samplerpool.engine.schedule import STEP_TOKENS, Copy, Plan, Row
 from samplerpool.engine.sequential import forward_arguments
 from samplerpool.engine.slab import SlabScheduler, Swap, passes, whole_place
 
@@ -80,13 +80,14 @@ class PaddedEngine(BatchedEngine):
         if model.device.type == "cpu" and model.dtype == torch.float32 and options.get("packed_linears", True):
             pack_linears(model)
 
+    def _copy(self, copy: Copy) -> None:
+        if isinstance(copy, Swap):
+            _swap(self._arena, copy)
+        else:
+            super()._copy(copy)
+
     @torch.inference_mode()
     def _forward(self, plan: Plan) -> tuple[list[Row], Tensor]:
-        for copy in plan.copies:
-            if isinstance(copy, Swap):
-                _swap(self._arena, copy)
-            else:
-                self._arena.copy(copy.source, copy.target, copy.length)
         rows = list(plan.decodes)
         logits = [self._decode(plan.decodes)] if plan.decodes else []
         for row, count in plan.chunks:

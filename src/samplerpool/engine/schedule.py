@@ -8,13 +8,14 @@ whose last token is computed in a step gain a token from it.
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
 from samplerpool.engine.arena import Buddies, Region
 from samplerpool.engine.base import INTERACTIVE, EngineRequest, RequestId
+from samplerpool.engine.budget import StepBudget
 from samplerpool.engine.prefix import KEY_TOKENS, Prefix, PrefixIndex
 from samplerpool.types import FinishReason
 
@@ -85,6 +86,11 @@ class Plan:
     decodes: list[Row] = field(default_factory=list)
     chunks: list[tuple[Row, int]] = field(default_factory=list)
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that are computed."""
+        return len(self.decodes) + sum(count for _, count in self.chunks)
+
 
 class Scheduler:
     """See the module's docstring.
@@ -114,12 +120,12 @@ class Scheduler:
         self._max_batch = max_batch
         self._prefill_chunk = prefill_chunk
         self._keys_per_token = keys_per_token
-        self._step_tokens = step_tokens
+        self.budget = StepBudget(max_batch, step_tokens)
         self._reuse = reuse
         self._index = PrefixIndex()
         self._owners = 0
         self.running: dict[RequestId, Row] = {}
-        self._queues: tuple[deque[Row], deque[Row]] = (deque(), deque())
+        self._queues: tuple[OrderedDict[RequestId, Row], ...] = (OrderedDict(), OrderedDict())
         self.prefix_hits = 0
         self.prefix_tokens = 0
         self.preemptions = 0
@@ -128,7 +134,7 @@ class Scheduler:
 
     def add(self, row: Row) -> None:
         """Queue a row."""
-        self._queues[not row.interactive].append(row)
+        self._queues[not row.interactive][row.request.request_id] = row
 
     def remove(self, request_id: RequestId) -> None:
         """A row has ended or is not wanted any more. Unknown ids are ignored."""
@@ -137,10 +143,7 @@ class Scheduler:
             self._release(row, keep=True)
             return
         for queue in self._queues:
-            for waiting in queue:
-                if waiting.request.request_id == request_id:
-                    queue.remove(waiting)
-                    return
+            queue.pop(request_id, None)
 
     def clear(self) -> None:
         """Forget everything."""
@@ -181,6 +184,7 @@ class Scheduler:
 
     def done(self, plan: Plan) -> None:
         """The step has been computed."""
+        self.budget.quiet()
         for row in plan.decodes:
             self._moved(row, 1)
         for row, count in plan.chunks:
@@ -190,6 +194,36 @@ class Scheduler:
         row.computed += count
         if row.prefix is not None:
             row.prefix.computed = row.computed
+
+    def shed(self, plan: Plan, *, copied: bool) -> Row | None:
+        """The step ran out of memory: lower the budget, and put the youngest rows back that are beyond it now.
+
+        Args:
+            copied: the plan's copies were done. Else nobody knows what is in memory, and all rows begin anew.
+
+        Returns:
+            The only row, which was taken out, if the step could not be made smaller: it is too large by itself.
+        """
+        rows, tokens = len(self.running), plan.tokens if plan.chunks else 0
+        if not copied:
+            self.budget.lower(max(rows, 2), tokens)
+            self._start_over()
+            return None
+        if self.budget.lower(rows, tokens):
+            while len(self.running) > self.budget.rows:
+                self._put_back_youngest()
+            return None
+        (row,) = self.running.values()
+        del self.running[row.request.request_id]
+        self._release(row, keep=False)
+        return row
+
+    def _start_over(self) -> None:
+        """Put all running rows back, and forget what is kept."""
+        for row in reversed(list(self.running.values())):
+            self._put_back(row, keep=False)
+        while self._drop_oldest():
+            pass
 
     def _share_out(self, plan: Plan) -> None:
         decodes = [row for row in self.running.values() if row.pending == 1]
@@ -208,8 +242,8 @@ class Scheduler:
     def _chunk_budget(self, decodes: int, watched: bool) -> float:
         """Tokens of prefill in the next step, each with its weight."""
         if not watched:
-            return max(1, self._step_tokens - decodes)
-        return min(self._prefill_chunk or CHUNK_BASE + CHUNK_PER_ROW * decodes, self._step_tokens)
+            return max(1, self.budget.tokens - decodes)
+        return min(self._prefill_chunk or CHUNK_BASE + CHUNK_PER_ROW * decodes, self.budget.tokens)
 
     def _weight(self, row: Row) -> float:
         """How many times as long as at a prompt's beginning a row's next token takes."""
@@ -218,23 +252,23 @@ class Scheduler:
     # ---- admission ------------------------------------------------------------------------------------------------
 
     def _admit(self, plan: Plan) -> None:
-        budget = self._step_tokens - sum(row.pending for row in self.running.values())
+        budget = self.budget.tokens - sum(row.pending for row in self.running.values())
         for row in self._candidates():
-            if not row.interactive and (budget <= 0 or len(self.running) >= self._max_batch):
+            if not row.interactive and (budget <= 0 or len(self.running) >= self.budget.rows):
                 return
             prefix, usable, promised = self._shared(row)
             if promised - usable >= KEY_TOKENS:
                 continue  # what it shares is being computed right now
-            if len(self.running) >= self._max_batch and not self._put_back_youngest(batch_only=True):
+            if len(self.running) >= self.budget.rows and not self._put_back_youngest(batch_only=True):
                 return
             if not self._place(row, prefix, usable, plan):
                 return
-            self._queues[not row.interactive].remove(row)
+            del self._queues[not row.interactive][row.request.request_id]
             budget -= row.pending
 
     def _candidates(self) -> Iterator[Row]:
         for queue in self._queues:
-            yield from list(islice(queue, 2 * self._max_batch))
+            yield from list(islice(queue.values(), 2 * self._max_batch))
 
     def _shared(self, row: Row) -> tuple[Prefix | None, int, int]:
         if not self._reuse:
@@ -342,5 +376,7 @@ class Scheduler:
     def _put_back(self, row: Row, *, keep: bool) -> None:
         del self.running[row.request.request_id]
         self._release(row, keep=keep)
-        self._queues[not row.interactive].appendleft(row)
+        queue = self._queues[not row.interactive]
+        queue[row.request.request_id] = row
+        queue.move_to_end(row.request.request_id, last=False)
         self.preemptions += 1

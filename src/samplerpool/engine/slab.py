@@ -95,6 +95,10 @@ class SlabScheduler(Scheduler):
 
     # ---- who comes and goes ---------------------------------------------------------------------------------------
 
+    def _start_over(self) -> None:
+        super()._start_over()
+        self._copies.clear()
+
     def _room_for(self, row: Row) -> int:
         return max(row.limit, len(row.tokens))
 
