@@ -13,7 +13,7 @@ from samplerpool.config.arguments import EngineConfig
 from samplerpool.engine.loop import EngineLoop, RequestEvent, RequestOutput
 from samplerpool.engine.scripted import ByteCodec, ScriptedEngine, ScriptedRenderer
 from samplerpool.errors import Aborted, EngineError
-from samplerpool.samplers.intake import Intake, Job
+from samplerpool.samplers.intake import SLACK, Intake, Job
 from samplerpool.wire.messages import TokenPrompt
 
 TIMEOUT_S = 10.0
@@ -96,6 +96,22 @@ def test_nobody_waits_while_a_continuation_is_rebuilt(intake: Intake, renderer: 
     other.join()
     assert not waited
     assert second.end().error is None
+
+
+def test_jobs_that_were_dropped_take_no_memory_while_another_one_is_prepared(
+    intake: Intake, renderer: StallingRenderer
+) -> None:
+    intake.submit([job(1, Events(), [66])])
+    assert renderer.codec.reached.wait(TIMEOUT_S)
+    kept = Events()
+    intake.submit([job(2, kept)])
+    for number in range(3, 1000):
+        intake.submit([job(number, Events())])
+        intake.abort((0, number))
+        assert len(intake._heap) <= SLACK + 4
+    assert intake.queued() == 2
+    renderer.codec.go_on.set()
+    assert kept.end().error is None
 
 
 def test_what_is_queued_at_the_end_or_comes_later_is_refused(intake: Intake, renderer: StallingRenderer) -> None:

@@ -18,6 +18,9 @@ from samplerpool.wire.messages import ChatPrompt, TokenPrompt
 
 log = logging.getLogger(__name__)
 
+SLACK = 64
+"""Dropped jobs that may lie about."""
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -74,6 +77,9 @@ class Intake:
         """Drop a job wherever it is now; nothing more is reported of it."""
         with self._changed:
             self._waiting.discard(request_id)
+            if len(self._heap) > 2 * len(self._waiting) + SLACK:  # the dropped ones would wait for their turn
+                self._heap = [entry for entry in self._heap if entry[2].request_id in self._waiting]
+                heapq.heapify(self._heap)
             self._loop.abort(request_id)
 
     def queued(self) -> int:
