@@ -144,6 +144,45 @@ def test_an_aborted_request_is_silent_and_closing_fails_the_rest(loop: EngineLoo
         assert isinstance(event, Admitted) or event.finish_reason is None
 
 
+class SteppedEngine(ScriptedEngine):
+    """Steps when it is told to, and notes who gained something."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        super().__init__(config)
+        self.at_gate: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.gate: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.gained: list[list[int]] = []
+
+    def step(self) -> list[StepOutput]:
+        self.at_gate.put(None)
+        self.gate.get(timeout=TIMEOUT_S)
+        outputs = super().step()
+        self.gained.append([output.request_id[1] for output in outputs])
+        return outputs
+
+
+def test_the_place_of_an_aborted_request_is_taken_in_the_step_after_the_present_one() -> None:
+    engine = SteppedEngine(EngineConfig(max_batch=1))
+    loop = EngineLoop(engine, ScriptedRenderer())
+    listener = Collector()
+    try:
+        for number in (1, 2):
+            loop.submit(request("[[tokens:900]]", number), listener)
+        engine.at_gate.get(timeout=TIMEOUT_S)
+        engine.gate.put(None)
+        engine.at_gate.get(timeout=TIMEOUT_S)
+        loop.abort((0, 1))  # while a step is under way
+        for _ in range(2):
+            engine.gate.put(None)
+            engine.at_gate.get(timeout=TIMEOUT_S)
+        assert engine.gained == [[1], [1], [2]]
+    finally:
+        for number in (1, 2):
+            loop.abort((0, number))
+        engine.gate.put(None)
+        loop.close()
+
+
 def test_what_goes_wrong_with_one_text_costs_that_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     renderer = ScriptedRenderer()
 
