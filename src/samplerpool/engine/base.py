@@ -87,6 +87,14 @@ class Engine(Protocol):
     supported: frozenset[str]
     """Names of the sampling parameters that it honours."""
 
+    @property
+    def steps(self) -> int:
+        """What it has computed since the start, in forward passes or parts of them. Read from any thread.
+
+        It moves whenever there is progress, also where a long prompt gives no token yet, and only then: a worker
+        with work whose number stands still hangs.
+        """
+
     def check(self, request: EngineRequest) -> None:
         """Refuse what can never be done. Called from another thread than ``step``; must not change state.
 

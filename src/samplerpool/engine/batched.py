@@ -75,6 +75,7 @@ class BatchedEngine(ABC):
         self._sampler = RowSampler(self.vocab_size, eos_token_ids, model.device)
         self._sampling: dict[RequestId, SamplingRow] = {}
         self._ready: list[StepOutput] = []
+        self.steps = 0
 
     # ---- the engine interface -------------------------------------------------------------------------------------
 
@@ -110,6 +111,7 @@ class BatchedEngine(ABC):
             if shortage is None:
                 raise
         else:
+            self.steps += 1
             self._scheduler.done(plan)
             return outputs + self._take(rows, sampled) if sampled is not None else outputs
         return outputs + self._shed(plan, shortage, copied=copied)  # outside: the error holds on to the step's tensors

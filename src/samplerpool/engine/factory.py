@@ -59,6 +59,11 @@ class Picked:
         """As the engine does."""
         self.engine.abort(request_id)
 
+    @property
+    def steps(self) -> int:
+        """The engine's."""
+        return self.engine.steps
+
     def has_work(self) -> bool:
         """As the engine does."""
         return self.engine.has_work()

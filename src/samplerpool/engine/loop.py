@@ -93,7 +93,7 @@ class EngineLoop:
 
     def __init__(self, engine: Engine, renderer: PromptRenderer) -> None:
         self.engine = engine
-        self.steps = 0
+        self._working = False
         self._codec = renderer.codec
         self._parse = renderer.parse_message
         self._live: dict[RequestId, _Live] = {}
@@ -143,6 +143,16 @@ class EngineLoop:
         return (self._tokens_done - count) / elapsed if elapsed > 0 else 0.0
 
     @property
+    def steps(self) -> int:
+        """The engine's own count."""
+        return self.engine.steps
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to do, or being done."""
+        return self._working or bool(self._commands)
+
+    @property
     def tokens_done(self) -> int:
         """Tokens generated since the start."""
         return self._tokens_done
@@ -159,7 +169,8 @@ class EngineLoop:
     def _run(self) -> None:
         while not self._closing:
             self._intake()
-            if self.engine.has_work():
+            self._working = self.engine.has_work()
+            if self._working:
                 self._deliver(self._step())
             else:
                 self._mark_rate()
@@ -198,7 +209,6 @@ class EngineLoop:
             self._fail_all(EngineBroken(f"The engine raised {type(error).__name__} in a step: {error}"))
             return []
         if outputs:
-            self.steps += 1
             self._mark_rate()
         return outputs
 

@@ -216,6 +216,11 @@ class PagedEngine:
         self._forget(live)
         self._admit()
 
+    @property
+    def steps(self) -> int:
+        """Those of the library; our own ``step`` only waits for them."""
+        return self._manager.steps
+
     def has_work(self) -> bool:
         """Whether any request is running or queued, or an end waits to be told."""
         return bool(self._live or self._ready)

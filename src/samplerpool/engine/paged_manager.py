@@ -157,7 +157,7 @@ class Manager:
 
     def __init__(self, model: Any, config: EngineConfig, max_model_len: int, row_sampler: RowSampler | None) -> None:
         self.router = StepRouter()
-        self._row_sampler = row_sampler
+        self._sampler = BatchSampler(row_sampler)
         try:
             self._manager = self._build(model, config, max_model_len)
         except SamplerPoolError:
@@ -178,12 +178,17 @@ class Manager:
             generation_config=GenerationConfig(do_sample=False, eos_token_id=-1),
             continuous_batching_config=batching_config(model, config, max_model_len),
         )
-        manager.logit_processor = BatchSampler(self._row_sampler)
+        manager.logit_processor = self._sampler
         manager.output_router = self.router
         manager.warmup()  # builds the cache here and now, so that what is wrong shows here and not on a thread
         if manager.batch_processor is None:
             raise RuntimeError("the library did not build its batch processor")
         return manager
+
+    @property
+    def steps(self) -> int:
+        """Steps that the library has begun."""
+        return self._sampler.steps
 
     def submit(self, key: str, input_ids: list[int], limit: int, end_ids: list[int], **settings: Any) -> None:
         """Queue a request. A stopped manager takes none, which ``failure`` tells."""

@@ -77,6 +77,7 @@ class BatchSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[misc]
         self.do_processing = True
         self._row_sampler = row_sampler
         self._settings: list[RequestSettings] = []
+        self.steps = 0
 
     def check_kwargs(self, kwargs: dict[str, Any]) -> None:
         """Settings are checked before they get here."""
@@ -87,6 +88,7 @@ class BatchSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[misc]
 
     def prepare_tensor_args(self, requests_in_batch: Sequence[Any], arg_storage: Tensor) -> Tensor:
         """Write the parameters of all requests that draw a token in the coming step, in the order of their logits."""
+        self.steps += 1  # here because the library comes by before every step, also one that draws none
         states = [request.state for request in requests_in_batch if request.has_new_token]
         if not states:
             return arg_storage

@@ -215,6 +215,7 @@ class ScriptedEngine:
         self._running: dict[RequestId, _Running] = {}
         self._asking: dict[RequestId, int] = {}
         self._queues: tuple[dict[RequestId, EngineRequest], dict[RequestId, EngineRequest]] = ({}, {})
+        self.steps = 0
 
     def check(self, request: EngineRequest) -> None:
         """Refuse what cannot be done."""
@@ -256,6 +257,7 @@ class ScriptedEngine:
             time.sleep(min(max(wait_s, 0.0), MAX_STEP_WAIT_S))
         if self._asking:
             self._add_logprobs(outputs)
+        self.steps += 1
         return outputs
 
     def _add_logprobs(self, outputs: Sequence[StepOutput]) -> None:

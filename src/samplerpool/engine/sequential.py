@@ -107,6 +107,12 @@ class Decoding:
         self._token_ids = torch.cat((self._token_ids, self._token_ids.new_tensor([[token_id]])), dim=1)
 
 
+def _layers(model: Any) -> list[Any]:
+    """The model's layers, or the model itself where it keeps them in no list."""
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    return [layer for layers in lists for layer in layers] or [model]
+
+
 def forward_arguments(model: Any) -> frozenset[str]:
     """Names of the arguments that the model's forward pass takes."""
     return frozenset(inspect.signature(model.forward).parameters)
@@ -168,6 +174,12 @@ class SequentialEngine:
         self._last: _Row | None = None
         self._turns: deque[_Row] = deque()
         self._queues: tuple[deque[_Row], deque[_Row]] = (deque(), deque())
+        self.steps = 0
+        self._hooks = [layer.register_forward_hook(self._count) for layer in _layers(model)]
+
+    def _count(self, *_: Any) -> None:
+        """A layer is done. Whole passes would be too coarse: a long prompt takes one, however long it is."""
+        self.steps += 1
 
     def check(self, request: EngineRequest) -> None:
         """Refuse what cannot be done."""
@@ -263,5 +275,7 @@ class SequentialEngine:
     def close(self) -> None:
         """Drop everything. Idempotent."""
         self._last = None
+        for hook in self._hooks:
+            hook.remove()
         for rows in (self._turns, *self._queues):
             rows.clear()

@@ -182,8 +182,12 @@ class BaseSampler:
 
     @property
     def steps(self) -> int:
-        """Engine steps that gave something, since the start."""
+        """The engine's steps since the start."""
         return self._loop.steps
+
+    def progress(self) -> tuple[int, bool]:
+        """A number that moves while anything does here, prompts being rendered included; and whether there is work."""
+        return self._loop.steps + self._intake.prepared, self._loop.busy or self._intake.queued() > 0
 
     def describe(self) -> dict[str, Any]:
         """Figures for ``status``, as plain values."""

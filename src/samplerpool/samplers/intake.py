@@ -57,6 +57,7 @@ class Intake:
         self._waiting: set[RequestId] = set()
         self._order = itertools.count()
         self._changed = threading.Condition()
+        self.prepared = 0
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="samplerpool-intake", daemon=True)
         self._thread.start()
@@ -108,6 +109,7 @@ class Intake:
             except Exception as error:  # a fault in a template or a tokenizer costs this request alone
                 log.exception("request %s could not be prepared", job.request_id)
                 self._refuse(job, EngineError(f"Preparing the request raised {type(error).__name__}: {error}"))
+            self.prepared += 1
 
     def _next(self) -> Job | None:
         with self._changed:
