@@ -25,6 +25,8 @@ from samplerpool.wire.messages import (
     Malformed,
     Ping,
     Pong,
+    Restart,
+    Scale,
     Stop,
     TokenPrompt,
     Tokens,
@@ -43,6 +45,9 @@ REQUESTS = [
     Ping(7),
     Describe(8),
     Stop(9, 2.5),
+    Restart(10, None, 1.0),
+    Restart(11, 3, 0.0),
+    Scale(12, 4, 60.0),
 ]
 REPLIES = [
     Accepted(1, [5, 6], 42),

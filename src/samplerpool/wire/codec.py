@@ -28,6 +28,8 @@ from samplerpool.wire.messages import (
     Pong,
     Reply,
     Request,
+    Restart,
+    Scale,
     Stop,
     TokenPrompt,
     Tokens,
@@ -44,7 +46,7 @@ MAX_CONTAINERS = 2**20
 MAX_TOKEN_ID = 2**31 - 1
 MAX_REQUEST_ID = 2**53
 
-_GENERATE, _ABORT, _PING, _DESCRIBE, _STOP = 1, 2, 3, 4, 5
+_GENERATE, _ABORT, _PING, _DESCRIBE, _STOP, _RESTART, _SCALE = 1, 2, 3, 4, 5, 6, 7
 _ACCEPTED, _TOKENS, _FINISHED, _FAILED, _PONG, _DESCRIPTION = 64, 65, 66, 67, 68, 69
 _CHAT, _TOKEN_IDS = 0, 1
 
@@ -173,6 +175,11 @@ def _count(value: Any) -> int:
     if type(value) is not int or not 0 <= value <= MAX_REQUEST_ID:
         raise ProtocolError(f"a count must be a non-negative integer, not {_short(value)}")
     return value
+
+
+def _seconds(value: Any) -> float:
+    _require(type(value) in (int, float) and 0 <= value < 1e9, "timeout_s must be a non-negative number")
+    return float(value)
 
 
 def _text(value: Any) -> str:
@@ -304,8 +311,17 @@ def _decode_generate(entry: list[Any]) -> Generate:
 
 def _decode_stop(entry: list[Any]) -> Stop:
     request_id, timeout_s = _fields(entry, 2)
-    _require(type(timeout_s) in (int, float) and 0 <= timeout_s < 1e9, "timeout_s must be a non-negative number")
-    return Stop(_id(request_id), float(timeout_s))
+    return Stop(_id(request_id), _seconds(timeout_s))
+
+
+def _decode_restart(entry: list[Any]) -> Restart:
+    request_id, worker, timeout_s = _fields(entry, 3)
+    return Restart(_id(request_id), None if worker is None else _count(worker), _seconds(timeout_s))
+
+
+def _decode_scale(entry: list[Any]) -> Scale:
+    request_id, workers, timeout_s = _fields(entry, 3)
+    return Scale(_id(request_id), _count(workers), _seconds(timeout_s))
 
 
 def _decode_accepted(entry: list[Any]) -> Accepted:
@@ -363,6 +379,8 @@ _ENCODERS: dict[type, Callable[[Any], Sequence[Any]]] = {
     Ping: lambda m: (_PING, m.ping_id),
     Describe: lambda m: (_DESCRIBE, m.request_id),
     Stop: lambda m: (_STOP, m.request_id, m.timeout_s),
+    Restart: lambda m: (_RESTART, m.request_id, m.worker, m.timeout_s),
+    Scale: lambda m: (_SCALE, m.request_id, m.workers, m.timeout_s),
     Accepted: lambda m: (_ACCEPTED, m.request_id, m.prompt_ids, m.seed),
     Tokens: lambda m: (
         (_TOKENS, m.request_id, m.index, m.token_ids, m.text)
@@ -388,6 +406,8 @@ _REQUEST_DECODERS: dict[int, Callable[[list[Any]], Request]] = {
     _PING: lambda entry: Ping(_id(_fields(entry, 1)[0])),
     _DESCRIBE: lambda entry: Describe(_id(_fields(entry, 1)[0])),
     _STOP: _decode_stop,
+    _RESTART: _decode_restart,
+    _SCALE: _decode_scale,
 }
 
 _REPLY_DECODERS: dict[int, Callable[[list[Any]], Reply]] = {

@@ -92,6 +92,33 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Restart:
+    """Tell a supervisor to replace workers by new processes, one after the other; answered by a ``Description``.
+
+    Args:
+        worker: its number, or None for all.
+        timeout_s: how long each may take to finish what it runs.
+    """
+
+    request_id: int
+    worker: int | None
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Tell a supervisor to have so many workers; answered by a ``Description``.
+
+    Args:
+        timeout_s: how long those that go may take to finish what they run.
+    """
+
+    request_id: int
+    workers: int
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Accepted:
     """The request is valid and queued; ``prompt_ids`` and ``seed`` are all it takes to produce it again."""
 
@@ -166,7 +193,7 @@ class Description:
     info: Mapping[str, Any]
 
 
-Request = Generate | Abort | Ping | Describe | Stop
+Request = Generate | Abort | Ping | Describe | Stop | Restart | Scale
 Reply = Accepted | Tokens | Finished | Failed | Pong | Description
 WireMessage = Request | Reply
 
