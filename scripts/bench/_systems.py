@@ -298,7 +298,7 @@ def bare_engines(count: int, folder: Path, *, engine: str, max_batch: int) -> li
     """
     children: list[Child] = []
     with ExitStack() as on_failure:
-        for plan in plan_workers(PoolArguments(workers=count, devices="cpu", engine=engine)):
+        for plan in plan_workers(PoolArguments(workers=count, devices="cpu", engine=engine), []):
             cores = ",".join(map(str, plan.cores))
             child = Child(
                 "bare",

@@ -78,16 +78,19 @@ def test_status_shows_each_worker(pool: ConnectionFile) -> None:
         assert worker["state"] == "ready"
 
 
-def test_status_tells_of_a_dead_worker(pool: ConnectionFile) -> None:
+def test_status_tells_of_a_failed_worker() -> None:
+    run(*SCRIPTED, "--detach", "--workers", "2", "--max-restarts", "0")
+    pool = find_pool("default")
     os.kill(pool.workers[1].process.pid, signal.SIGKILL)
     deadline = time.monotonic() + TIMEOUT_S
-    while find_pool("default").workers[1].state != "died":
+    while find_pool("default").workers[1].state != "failed":
         assert time.monotonic() < deadline
         time.sleep(0.01)
     shown = run("status").stdout
-    assert "died" in shown
-    assert "worker 1: was killed by SIGKILL" in shown
+    assert "failed" in shown
+    assert "worker 1: it was killed by SIGKILL" in shown
     assert "samplerpool logs default --worker 1" in shown
+    run("stop")
 
 
 def test_status_removes_what_a_killed_pool_left(own_folders: Path) -> None:

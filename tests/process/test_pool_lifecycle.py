@@ -8,8 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -22,47 +20,12 @@ from samplerpool.client.connection import PoolConnection
 from samplerpool.client.response import Call
 from samplerpool.config.arguments import ModelArguments, PoolArguments, SampleArguments
 from samplerpool.errors import ModelNotFound, PoolNameTaken, PoolNotFound, StartFailed, TransportError, UsageError
-from samplerpool.pool.launcher import LaunchedPool, describe_pool, launch_pool, stop_pool
+from samplerpool.pool.launcher import describe_pool, launch_pool, stop_pool
 from samplerpool.pool.remote import ask_supervisor
 from samplerpool.wire.codec import decode_replies, encode
-from samplerpool.wire.endpoint import ConnectionFile, ProcessId, find_pool, running_pools
+from samplerpool.wire.endpoint import ConnectionFile, find_pool, running_pools
 from samplerpool.wire.messages import ChatPrompt, Describe, Failed, Ping, Pong, Reply
-
-DEADLINE_S = 20.0
-
-
-def launch(*, private: bool = True, on_progress: Callable[[str], None] | None = None, **pool: Any) -> LaunchedPool:
-    args = PoolArguments(**{"engine": "scripted", "workers": 1, "start_timeout_s": 30.0, **pool})
-    return launch_pool(
-        ModelArguments(), SampleArguments(), args, detached=not private, private=private, on_progress=on_progress
-    )
-
-
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = DEADLINE_S) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.01)
-
-
-def processes(connection: ConnectionFile) -> list[ProcessId]:
-    return [connection.supervisor, *(worker.process for worker in connection.workers)]
-
-
-def alive(connection: ConnectionFile) -> list[int]:
-    return [process.pid for process in processes(connection) if process.alive()]
-
-
-def ask(connection: PoolConnection, text: str, worker: int = 0, **params: Any) -> Call:
-    done = threading.Event()
-    call = Call(
-        ChatPrompt([{"role": "user", "content": [{"type": "text", "value": text}]}]),
-        params,
-        on_update=lambda call: done.set() if call.done else None,
-    )
-    connection.submit(worker, [call])
-    assert done.wait(DEADLINE_S)
-    return call
+from tests.process.pools import DEADLINE_S, alive, ask, launch, processes, wait_until
 
 
 def test_a_pool_of_two_answers_and_leaves_nothing() -> None:
@@ -218,22 +181,23 @@ launch_pool(ModelArguments(), SampleArguments(), args, detached=True, private=Fa
     assert alive(connection) == []
 
 
-def test_a_dead_worker_is_reported_and_the_others_go_on() -> None:
-    pool = launch(workers=2, pool="d")
+def test_a_failed_worker_is_reported_and_the_others_go_on() -> None:
+    pool = launch(workers=2, pool="d", max_restarts=0)
     os.kill(pool.connection.workers[0].process.pid, signal.SIGKILL)
-    wait_until(lambda: find_pool("d").workers[0].state == "died", "the death is published")
+    wait_until(lambda: find_pool("d").workers[0].state == "failed", "the failure is published")
     connection = find_pool("d")
     assert connection.state == "running"
     told = describe_pool(connection)
-    assert [worker["state"] for worker in told["workers"]] == ["died", "ready"]
+    assert [worker["state"] for worker in told["workers"]] == ["failed", "ready"]
     assert "SIGKILL" in told["workers"][0]["detail"]
+    assert "its last start" in told["workers"][0]["detail"]
     with PoolConnection.attach(connection) as client:
         assert ask(client, "[[say:me]]", 1).text == "me"
     assert pool.stop(5.0) == "stopped"
 
 
 def test_with_its_last_worker_the_pool_ends() -> None:
-    pool = launch(pool="d")
+    pool = launch(pool="d", max_restarts=0)
     os.kill(pool.connection.workers[0].process.pid, signal.SIGKILL)
     wait_until(lambda: alive(pool.connection) == [], "the supervisor has ended")
     assert "No worker is left" in Path(pool.connection.log_folder, "supervisor.log").read_text()
@@ -288,7 +252,7 @@ def test_a_second_signal_does_not_wait_for_what_runs() -> None:
         wait_until(lambda: "stopping: SIGTERM" in log.read_text(), "the first signal was taken")
         os.kill(pool.connection.supervisor.pid, signal.SIGINT)
         wait_until(lambda: alive(pool.connection) == [], "everything has ended")
-    assert "killing the workers: SIGINT while stopping" in log.read_text()
+    assert "dropping what runs: SIGINT while stopping" in log.read_text()
     assert pool.stop(1.0) == "gone"
 
 

@@ -18,6 +18,7 @@ from samplerpool.pool.devices import (
     plan,
     plan_workers,
     share_cores,
+    usable_devices,
     worker_environment,
 )
 
@@ -120,8 +121,9 @@ def test_cpu_workers() -> None:
 
 
 def test_scripted_workers_take_no_device_and_no_cores() -> None:
-    plans = plan_workers(PoolArguments(engine="scripted", workers=3, devices="0,1"), {"CUDA_VISIBLE_DEVICES": "0"})
-    assert plans == [WorkerPlan(device="cpu", torch_device="cpu")] * 3
+    arguments = PoolArguments(engine="scripted", workers=3, devices="0,1")
+    assert usable_devices(arguments, {"CUDA_VISIBLE_DEVICES": "0"}) == []
+    assert plan_workers(arguments, []) == [WorkerPlan(device="cpu", torch_device="cpu")] * 3
 
 
 @pytest.mark.parametrize("workers", [0, -1, True, "two", 5000])

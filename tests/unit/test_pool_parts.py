@@ -10,9 +10,9 @@ import pytest
 from samplerpool.config.arguments import ModelArguments, PoolArguments, SampleArguments
 from samplerpool.errors import ModelNotFound, StartFailed, UsageError
 from samplerpool.pool.devices import WorkerPlan
+from samplerpool.pool.events import WorkerFailed, WorkerLoading, WorkerProgress, WorkerReady
 from samplerpool.pool.logfiles import open_log, tail
 from samplerpool.pool.names import check_pool_name, private_pool_name
-from samplerpool.pool.policy import WorkerFailed, WorkerLoading, WorkerReady
 from samplerpool.pool.settings import PoolSettings
 from samplerpool.pool.workerset import report_event
 from samplerpool.wire.endpoint import ProcessId
@@ -54,6 +54,9 @@ def test_settings_survive_json() -> None:
 def test_reports_of_workers_become_events() -> None:
     assert report_event(1, {"event": "loading", "detail": "weights"}) == WorkerLoading(1, "weights")
     assert report_event(1, {"event": "ready", "description": {"a": 1}}) == WorkerReady(1, {"a": 1})
+    assert report_event(1, {"event": "progress", "steps": 7, "live": 1, "busy": False}) == WorkerProgress(1, 7, True)
+    assert report_event(1, {"event": "progress", "steps": 7, "live": 0, "busy": False}) == WorkerProgress(1, 7, False)
+    assert report_event(1, {"event": "progress", "steps": "many"}) is None
     failed = report_event(1, {"event": "failed", "error": ["ModelNotFound", "No such model.", {"model": "m"}]})
     assert isinstance(failed, WorkerFailed)
     assert isinstance(failed.error, ModelNotFound)

@@ -24,6 +24,8 @@ COMMANDS: dict[str, str] = {
     "chat": "Talk to the model of a running pool, or of one started for it.",
     "batch": "Answer every row of a file.",
     "logs": "Show what a pool's workers wrote.",
+    "restart": "Replace a pool's workers by new ones, without failing a request.",
+    "scale": "Add or remove workers of a running pool.",
     "stop": "Stop a pool.",
 }
 """Name and one line of help; ``samplerpool.cli.NAME`` has the click command ``command``."""

@@ -10,7 +10,15 @@ from typing import Any, TypeVar
 
 import click
 
-from samplerpool.config.arguments import DTYPES, ENGINES, ClientLimits, ModelArguments, PoolArguments, SampleArguments
+from samplerpool.config.arguments import (
+    DTYPES,
+    ENGINES,
+    ClientLimits,
+    ModelArguments,
+    PoolArguments,
+    SampleArguments,
+    Supervision,
+)
 from samplerpool.config.sampling import ALIASES, PARAMS, ParamSpec, field_values, sampling_params
 from samplerpool.errors import UsageError
 from samplerpool.pool.names import check_pool_name
@@ -100,6 +108,19 @@ def pool_argument(command: Command) -> Command:
     return click.argument("pool", required=False, callback=_pool_name)(command)
 
 
+def drain_option(default_s: float) -> Callable[[Command], Command]:
+    """``--timeout SECONDS``; the command gets ``timeout_s``."""
+    return click.option(
+        "--timeout",
+        "timeout_s",
+        type=click.FloatRange(0, 1e9, max_open=True),
+        metavar="SECONDS",
+        default=default_s,
+        show_default=True,
+        help="How long the workers may take to finish what they run.",
+    )
+
+
 def number_or_auto(value: str) -> int | str:
     """A number from 1, or the word ``auto``."""
     if value == "auto":
@@ -167,9 +188,10 @@ def model_options(command: Command) -> Command:
 
 
 def limit_options(command: Command) -> Command:
-    """What each worker takes from its clients; the command gets the fields of ``ClientLimits``."""
+    """What each worker takes from its clients, and how it is supervised; the command gets the fields of
+    ``ClientLimits`` and ``Supervision``."""
     decorated: Any = command
-    for each in reversed(fields(ClientLimits)):
+    for each in reversed((*fields(ClientLimits), *fields(Supervision))):
         kind = click.FloatRange if isinstance(each.default, float) else click.IntRange
         decorated = click.option(
             _flag(each.name.removesuffix("_s")),

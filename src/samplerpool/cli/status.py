@@ -14,7 +14,8 @@ from samplerpool.wire.endpoint import find_pool, running_pools
 if TYPE_CHECKING:
     from rich.table import Table
 
-_STATE_STYLES = {"ready": "green", "died": "red", "stopping": "yellow"}
+_STATE_STYLES = {"ready": "green", "restarting": "yellow", "stopping": "yellow", "died": "red", "failed": "red"}
+_WITHOUT_PROCESS = ("restarting", "died", "failed")
 
 
 @click.command("status")
@@ -69,7 +70,7 @@ def _table(workers: list[dict[str, Any]]) -> Table:
         style = _STATE_STYLES.get(state)
         table.add_row(
             str(worker["index"]),
-            str(worker["pid"]) if state != "died" else UNKNOWN,
+            str(worker["pid"]) if state not in _WITHOUT_PROCESS else UNKNOWN,
             worker["device"],
             f"[{style}]{state}[/]" if style else state,
             number_text(worker["running"]),
@@ -89,6 +90,6 @@ def _remarks(pool: dict[str, Any]) -> list[str]:
         reason = worker.get("problem") or worker.get("detail")
         if reason:
             remarks.append(f"  worker {worker['index']}: {reason}")
-        if worker["state"] == "died":
+        if worker["state"] in _WITHOUT_PROCESS:
             remarks.append(f"  its log: samplerpool logs {pool['pool']} --worker {worker['index']}")
     return remarks

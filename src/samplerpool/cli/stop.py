@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from samplerpool.cli.options import pool_argument
+from samplerpool.cli.options import drain_option, pool_argument
 from samplerpool.cli.output import plural
 from samplerpool.errors import SamplerPoolError, UsageError
 from samplerpool.wire.endpoint import ConnectionFile, find_pool, running_pools
@@ -20,15 +20,7 @@ _HOW = {
 @click.command("stop")
 @pool_argument
 @click.option("--all", "all_pools", is_flag=True, help="Stop every pool of yours.")
-@click.option(
-    "--timeout",
-    "timeout_s",
-    type=click.FloatRange(0),
-    metavar="SECONDS",
-    default=10.0,
-    show_default=True,
-    help="How long the workers may take to finish what they run.",
-)
+@drain_option(10.0)
 def command(pool: str | None, all_pools: bool, timeout_s: float) -> int:
     """Stop POOL, or the one pool that runs, and wait until nothing of it is left."""
     if all_pools and pool is not None:

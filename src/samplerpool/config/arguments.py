@@ -87,8 +87,25 @@ class ClientLimits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoolArguments(ClientLimits):
-    """The pool of workers, and what each of them takes from its clients.
+class Supervision:
+    """When a worker is started again, and when it is given up.
+
+    Args:
+        max_restarts: how often a worker that dies is started again before it is given up.
+        restart_window_s: a worker that was ready for so long begins to count its restarts anew.
+        hang_timeout_s: a worker with work that makes no progress for so long is killed and started again; 0: never.
+    """
+
+    max_restarts: int = _setting(20, low=0, help="Restarts of a worker that dies, before it is given up.")
+    restart_window_s: float = _setting(300.0, low=0, help="A worker that was ready for so long counts them anew.")
+    hang_timeout_s: float = _setting(
+        120.0, low=0, help="A worker with work but no progress for so long is killed and started again; 0: never."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolArguments(ClientLimits, Supervision):
+    """The pool of workers, what each of them takes from its clients, and how they are supervised.
 
     Args:
         workers: how many; ``auto`` means one per device (on CPU, one).
@@ -147,6 +164,7 @@ class WorkerConfig:
         status_fd: descriptor for one JSON line per event, read by the supervisor; -1 means none.
         death_fd: descriptor whose end of file means that the supervisor is gone; -1 means none.
         supervisor_pid: watched as well; 0 means none.
+        progress_interval_s: between two reports of progress on ``status_fd``.
     """
 
     pool: str
@@ -161,6 +179,7 @@ class WorkerConfig:
     status_fd: int = -1
     death_fd: int = -1
     supervisor_pid: int = 0
+    progress_interval_s: float = 1.0
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> WorkerConfig:

@@ -7,9 +7,24 @@ from typing import Any
 
 import zmq
 
-from samplerpool.errors import ProtocolError, RequestError
+from samplerpool.errors import ProtocolError, RequestError, SamplerPoolError
 from samplerpool.wire.codec import decode_requests, encode
-from samplerpool.wire.messages import Describe, Description, Failed, Malformed, Ping, Pong, Reply, Request, Stop
+from samplerpool.wire.messages import (
+    Describe,
+    Description,
+    Failed,
+    Malformed,
+    Ping,
+    Pong,
+    Reply,
+    Request,
+    Restart,
+    Scale,
+    Stop,
+)
+
+Command = Stop | Restart | Scale
+"""Requests that change the pool."""
 
 MAX_CONTROL_BYTES = 1 << 20
 _LINGER_MS = 500
@@ -24,11 +39,19 @@ class ControlSocket:
         endpoint: where to bind.
         incarnation: for ``Pong``.
         describe: gives the facts for a ``Description``.
+        refusal: why a command cannot be carried out, if it cannot.
     """
 
-    def __init__(self, endpoint: str, incarnation: str, describe: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        incarnation: str,
+        describe: Callable[[], Mapping[str, Any]],
+        refusal: Callable[[Command], SamplerPoolError | None],
+    ) -> None:
         self._incarnation = incarnation
         self._describe = describe
+        self._refusal = refusal
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self.socket = self._context.socket(zmq.ROUTER)
         self.socket.setsockopt(zmq.LINGER, _LINGER_MS)
@@ -39,9 +62,12 @@ class ControlSocket:
             self.close()
             raise
 
-    def serve(self) -> list[Stop]:
-        """Answer what has arrived. ``Stop`` requests are answered too, and returned for the caller to act on."""
-        stops: list[Stop] = []
+    def serve(self) -> list[Command]:
+        """Answer what has arrived up to the first commands, and return those for the caller to carry out.
+
+        The answer to a command is how things were before; whoever asks again finds it begun.
+        """
+        commands: list[Command] = []
         for _ in range(_MESSAGES_PER_TURN):
             try:
                 identity, *parts = self.socket.recv_multipart(zmq.NOBLOCK)
@@ -51,14 +77,24 @@ class ControlSocket:
             if not 0 < len(requests) <= _MAX_REQUESTS:
                 self._send(identity, [_failed(0, ProtocolError(f"Send one part with 1 to {_MAX_REQUESTS} requests."))])
                 continue
-            stops += [request for request in requests if isinstance(request, Stop)]
-            self._send(identity, [self._answer(request) for request in requests])
-        return stops
+            replies = [self._answer(request) for request in requests]
+            commands += [
+                request
+                for request, reply in zip(requests, replies, strict=True)
+                if isinstance(request, Command) and isinstance(reply, Description)
+            ]
+            self._send(identity, replies)
+            if commands:
+                break
+        return commands
 
     def _answer(self, request: Request | Malformed) -> Reply:
         match request:
-            case Describe(request_id) | Stop(request_id, _):
+            case Describe(request_id):
                 return Description(request_id, self._describe())
+            case Stop(request_id) | Restart(request_id) | Scale(request_id):
+                error = self._refusal(request)
+                return Description(request_id, self._describe()) if error is None else _failed(request_id, error)
             case Ping(ping_id):
                 return Pong(ping_id, self._incarnation, 0, ())
             case Malformed(request_id, reason):
@@ -78,6 +114,6 @@ class ControlSocket:
         self._context.term()
 
 
-def _failed(request_id: int, error: ProtocolError | RequestError) -> Failed:
+def _failed(request_id: int, error: SamplerPoolError) -> Failed:
     name, message, data = error.to_wire()
     return Failed(request_id, name, message, data)

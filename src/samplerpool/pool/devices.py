@@ -200,20 +200,30 @@ def worker_environment(plan: WorkerPlan, environ: Mapping[str, str]) -> dict[str
 # ---- looking at this machine --------------------------------------------------------------------------------------
 
 
-def plan_workers(pool_args: PoolArguments, environ: Mapping[str, str] = os.environ) -> list[WorkerPlan]:
-    """One entry a worker, after looking at this machine. May take seconds where CUDA devices have to be counted.
+def usable_devices(pool_args: PoolArguments, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Devices that the pool may use, from ``choose_devices``. May take seconds where they have to be counted.
 
     Raises:
-        UsageError: devices or a number of workers that cannot be.
+        UsageError: devices that cannot be.
         StartFailed: the devices could not be counted.
+    """
+    if pool_args.engine == "scripted":
+        return []
+    inherited = inherited_devices(environ)
+    count = 0 if pool_args.devices == "cpu" or not _may_have_devices(inherited) else count_devices(environ)
+    return choose_devices(pool_args.devices, inherited, count)
+
+
+def plan_workers(pool_args: PoolArguments, devices: Sequence[str]) -> list[WorkerPlan]:
+    """One entry a worker, on this machine's cores and on these devices.
+
+    Raises:
+        UsageError: a number of workers that cannot be.
     """
     check_workers(pool_args.workers)
     if pool_args.engine == "scripted":
         count = 1 if pool_args.workers == "auto" else int(pool_args.workers)
         return [WorkerPlan(device="cpu", torch_device="cpu")] * count
-    inherited = inherited_devices(environ)
-    count = 0 if pool_args.devices == "cpu" or not _may_have_devices(inherited) else count_devices(environ)
-    devices = choose_devices(pool_args.devices, inherited, count)
     return plan(pool_args.workers, devices, cpu_budget(), hide_devices=pool_args.devices == "cpu")
 
 

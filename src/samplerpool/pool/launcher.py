@@ -19,12 +19,12 @@ from samplerpool.config.arguments import ModelArguments, PoolArguments, SampleAr
 from samplerpool.config.folders import log_folder, runtime_folder, shared_runtime_folder
 from samplerpool.errors import SamplerPoolError, StartFailed, UsageError
 from samplerpool.pool.descriptors import close_held, death_pipe
-from samplerpool.pool.devices import plan_workers
+from samplerpool.pool.devices import plan_workers, usable_devices
 from samplerpool.pool.logfiles import supervisor_log, tail
 from samplerpool.pool.names import DEFAULT_POOL, check_pool_name, private_pool_name
-from samplerpool.pool.policy import LAST_CALL_S, START_FAILURE_GRACE_S
 from samplerpool.pool.process import spawn_module
 from samplerpool.pool.remote import SLACK_S, HowStopped, describe_pool, stop_pool
+from samplerpool.pool.rules import LAST_CALL_S, START_FAILURE_GRACE_S
 from samplerpool.pool.settings import PoolSettings
 from samplerpool.wire.endpoint import ConnectionFile, ProcessId, private_folder, running_pools
 
@@ -73,12 +73,14 @@ def pool_settings(
     """
     check_model(model_args, pool_args)
     name = check_pool_name(pool_args.pool or (private_pool_name() if private else DEFAULT_POOL))
+    devices = usable_devices(pool_args)
     return PoolSettings(
         pool=name,
         model_args=model_args,
         sample_args=sample_args,
         pool_args=pool_args,
-        plan=tuple(plan_workers(pool_args)),
+        plan=tuple(plan_workers(pool_args, devices)),
+        devices=tuple(devices),
         folder=_usable_folder(detached),
         log_folder=log_folder().absolute() / name,
         keep_logs=pool_args.pool is not None or not private,

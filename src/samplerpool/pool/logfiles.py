@@ -20,15 +20,19 @@ def supervisor_log(folder: Path) -> Path:
     return folder / "supervisor.log"
 
 
-def open_log(path: Path) -> int:
+def open_log(path: Path, *, go_on: bool = False) -> int:
     """Open a new log file for appending; the one of the run before becomes ``.1``.
+
+    Args:
+        go_on: append to the present file instead.
 
     Returns:
         A descriptor. ``O_APPEND`` lets several processes write whole lines into it.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
-        os.replace(path, path.with_name(path.name + ".1"))
+        if not go_on:
+            os.replace(path, path.with_name(path.name + ".1"))
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
 

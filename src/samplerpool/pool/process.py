@@ -54,15 +54,22 @@ class WorkerProcess:
         config: ``status_fd`` is filled in here; ``death_fd`` must be open in this process.
         environ: the child's whole environment.
         log: file for its output.
+        device: as shown to people.
+        restarted: its log goes on in the file of the process before, so that none of a row of crashes is lost.
 
     Raises:
         OSError: it cannot be started.
     """
 
-    def __init__(self, config: WorkerConfig, environ: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self, config: WorkerConfig, environ: Mapping[str, str], log: Path, *, device: str, restarted: bool
+    ) -> None:
         self.config = config
         self.log = log
-        output = open_log(log)
+        self.device = device
+        output = open_log(log, go_on=restarted)
+        if restarted:
+            os.write(output, f"---- worker {config.index} is started again ----\n".encode())
         self.status_fd, child_end = os.pipe()
         try:
             os.set_blocking(self.status_fd, False)
@@ -99,6 +106,11 @@ class WorkerProcess:
         """Ask it to end."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
+
+    def dump_stacks(self) -> None:
+        """Ask it to write its threads' stacks into its log."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGUSR1)
 
     def kill(self) -> None:
         """End it and its children at once. Must not be called after ``reap``: the number may be another's by then."""

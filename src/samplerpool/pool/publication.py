@@ -12,7 +12,11 @@ from typing import Any
 from samplerpool.pool.policy import PoolPolicy
 from samplerpool.pool.process import WorkerProcess
 from samplerpool.pool.settings import PoolSettings
-from samplerpool.wire.endpoint import ConnectionFile, ProcessId, WorkerEntry, connection_path, remove_leftovers
+from samplerpool.pool.worker import Worker
+from samplerpool.wire.endpoint import ConnectionFile, Ending, ProcessId, WorkerEntry, connection_path, remove_leftovers
+
+MAX_ENDINGS = 64
+"""The latest that are kept: clients look at the file far more often than so many workers end."""
 
 
 class Publication:
@@ -45,8 +49,8 @@ class Publication:
             OSError: and the file is as it was before.
         """
         known = {entry.index: entry for entry in self.connection.workers}
-        entries = (self._entry(policy, processes.get(w.index), w.index, known.get(w.index)) for w in policy.workers)
-        facts = policy.workers[0].description
+        entries = (self._entry(w, processes.get(w.index), known.get(w.index)) for w in policy.workers.values())
+        facts = next((worker.description for worker in policy.workers.values() if worker.description), {})
         self.connection = replace(
             self.connection.with_workers(tuple(entry for entry in entries if entry), policy.state),
             model=str(facts.get("model") or self.connection.model),
@@ -55,16 +59,21 @@ class Publication:
         self.connection.write(self._path)
         self.written = True
 
-    def _entry(
-        self, policy: PoolPolicy, process: WorkerProcess | None, index: int, before: WorkerEntry | None
-    ) -> WorkerEntry | None:
-        worker, entry = policy.workers[index], before
+    def ended(self, index: int, requested: bool, reason: str) -> None:
+        """Note how a worker's process has ended, for the next writing."""
+        for entry in self.connection.workers:
+            if entry.index == index:
+                ending = Ending(index, entry.incarnation, requested, reason)
+                self.connection = replace(self.connection, endings=(*self.connection.endings, ending)[-MAX_ENDINGS:])
+
+    def _entry(self, worker: Worker, process: WorkerProcess | None, before: WorkerEntry | None) -> WorkerEntry | None:
+        entry = before
         if process is not None and (entry is None or entry.incarnation != process.config.incarnation):
             entry = WorkerEntry(
-                index=index,
+                index=worker.index,
                 endpoint=process.config.endpoint,
                 incarnation=process.config.incarnation,
-                device=self._settings.plan[index].device,
+                device=process.device,
                 state=worker.state,
                 process=ProcessId.of(process.pid),
                 log=str(process.log),
@@ -83,10 +92,13 @@ class Publication:
             "detached": self._settings.detached,
             "private": self._settings.private,
             "uptime_s": time.time() - self._started,
+            "replacing": policy.replacing,
             "workers": [
                 {**asdict(entry), "pid": entry.process.pid, "restarts": policy.workers[entry.index].restarts}
                 for entry in connection.workers
+                if entry.index in policy.workers
             ],
+            "endings": [asdict(ending) for ending in connection.endings],
         }
 
     def remove(self) -> None:

@@ -17,10 +17,10 @@ import zmq
 from samplerpool.client.connection import PoolConnection
 from samplerpool.config.folders import runtime_folders
 from samplerpool.errors import SamplerPoolError, TransportError
-from samplerpool.pool.policy import LAST_CALL_S
+from samplerpool.pool.rules import LAST_CALL_S
 from samplerpool.wire.codec import decode_replies, encode
 from samplerpool.wire.endpoint import ConnectionFile, ProcessId, connection_path, remove_leftovers
-from samplerpool.wire.messages import Describe, Description, Failed, Stop
+from samplerpool.wire.messages import Describe, Description, Failed, Restart, Scale, Stop
 
 HowStopped = Literal["stopped", "terminated", "killed", "gone"]
 """On request, by SIGTERM, by SIGKILL, or it had ended before."""
@@ -39,7 +39,11 @@ _LIVE_FIELDS: dict[str, Any] = {
 
 
 def ask_supervisor(
-    connection: ConnectionFile, request: Describe | Stop, timeout_s: float, *, pidfd: int | None = None
+    connection: ConnectionFile,
+    request: Describe | Stop | Restart | Scale,
+    timeout_s: float,
+    *,
+    pidfd: int | None = None,
 ) -> dict[str, Any]:
     """Send one request to a pool's supervisor.
 

@@ -19,6 +19,7 @@ class PoolSettings:
     Args:
         pool: its name.
         plan: one entry a worker.
+        devices: CUDA devices that the pool may use, as entries of ``CUDA_VISIBLE_DEVICES``; empty means the CPU.
         folder: runtime folder for its sockets and connection file.
         log_folder: one file a worker and one for the supervisor.
         keep_logs: even if all went well; the logs of nameless pools would pile up.
@@ -36,6 +37,7 @@ class PoolSettings:
     plan: tuple[WorkerPlan, ...]
     folder: Path
     log_folder: Path
+    devices: tuple[str, ...] = ()
     keep_logs: bool = True
     detached: bool = False
     owner: ProcessId | None = None
@@ -63,6 +65,7 @@ class PoolSettings:
                 "sample_args": SampleArguments(**_tuples(data["sample_args"])),
                 "pool_args": PoolArguments(**data["pool_args"]),
                 "plan": tuple(WorkerPlan(**_tuples(entry)) for entry in data["plan"]),
+                "devices": tuple(data["devices"]),
                 "folder": Path(data["folder"]),
                 "log_folder": Path(data["log_folder"]),
                 "owner": ProcessId(**owner) if owner else None,

@@ -14,33 +14,40 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import zmq
 
 from samplerpool.errors import SamplerPoolError, StartFailed
-from samplerpool.pool.control import ControlSocket
-from samplerpool.pool.logfiles import tail, worker_log
-from samplerpool.pool.policy import (
+from samplerpool.pool.control import Command, ControlSocket
+from samplerpool.pool.devices import WorkerPlan, plan_workers
+from samplerpool.pool.events import (
     Action,
     Announce,
+    DumpStacks,
     End,
+    Ended,
     Event,
+    HurryRequested,
     Kill,
-    KillRequested,
     Open,
-    PoolPolicy,
     Publish,
+    RestartRequested,
+    ScaleRequested,
     Spawn,
     StopRequested,
     Terminate,
     Tick,
 )
+from samplerpool.pool.logfiles import tail, worker_log
+from samplerpool.pool.policy import PoolPolicy
 from samplerpool.pool.publication import Publication
+from samplerpool.pool.rules import PoolRules
 from samplerpool.pool.settings import PoolSettings
 from samplerpool.pool.workerset import Readers, WorkerSet
 from samplerpool.wire.endpoint import ConnectionFile, ipc_endpoint, new_incarnation, private_folder, running_pools
+from samplerpool.wire.messages import Restart, Scale
 
 STOP_TIMEOUT_S = 10.0
 """How long workers may take to end after a signal, or when the owner is gone."""
@@ -88,12 +95,15 @@ class Supervisor:
         self._settings = settings
         self._on_progress = on_progress
         self._on_open = on_open
-        self._policy = PoolPolicy(len(settings.plan), settings.pool_args.start_timeout_s)
+        self._policy = PoolPolicy(len(settings.plan), PoolRules.of(settings.pool_args))
         self._publication = Publication(settings, endpoint)
-        self._control = ControlSocket(endpoint, incarnation, lambda: self._publication.describe(self._policy))
+        describe = functools.partial(self._publication.describe, self._policy)
+        self._control = ControlSocket(endpoint, incarnation, describe, self._refusal)
         self._readers: Readers = {}
         self._workers = WorkerSet(settings, self._readers, self._feed)
         self._signals: deque[int] = deque()
+        self._events: deque[Event] = deque()
+        self._feeding = False
         self._outcome: Outcome | None = None
         self._opened = False
 
@@ -143,8 +153,16 @@ class Supervisor:
         return max(0, int((self._policy.deadline - time.monotonic()) * 1000) + 1)
 
     def _feed(self, event: Event) -> None:
-        if self._outcome is None:
-            self._carry_out(self._policy.handle(event, time.monotonic()))
+        """Let the policy handle an event; what that brings about comes behind it, not inside of it."""
+        self._events.append(event)
+        if self._feeding:
+            return
+        self._feeding = True
+        try:
+            while self._events and self._outcome is None:
+                self._carry_out(self._policy.handle(self._events.popleft(), time.monotonic()))
+        finally:
+            self._feeding = False
 
     def _carry_out(self, actions: list[Action]) -> None:
         for action in actions:
@@ -153,12 +171,16 @@ class Supervisor:
                     self._workers.spawn(index)
                 case Terminate(index):
                     self._workers.terminate(index)
+                case DumpStacks(index):
+                    self._workers.dump_stacks(index)
                 case Kill(index):
                     self._workers.kill(index)
+                case Ended(index, requested, reason):
+                    self._publication.ended(index, requested, reason)
                 case Publish():
                     self._publish()
-                case Announce(text):
-                    _log.info(text)
+                case Announce(text, trouble):
+                    _log.log(logging.WARNING if trouble else logging.INFO, text)
                     self._on_progress(text)
                 case Open():
                     self._opened = True
@@ -185,8 +207,25 @@ class Supervisor:
     # ---- what ends it ----
 
     def _serve_control(self) -> None:
-        for stop in self._control.serve():
-            self._feed(StopRequested(stop.timeout_s, "asked to"))
+        for command in self._control.serve():
+            if isinstance(command, Scale):
+                self._workers.plan = self._plan(command.workers)
+            self._feed(_event(command))
+
+    def _refusal(self, command: Command) -> SamplerPoolError | None:
+        """Why a command cannot be carried out, if it cannot."""
+        event = _event(command)
+        if isinstance(event, StopRequested):
+            return None
+        try:
+            if isinstance(command, Scale):
+                self._plan(command.workers)
+        except SamplerPoolError as error:
+            return error
+        return self._policy.refusal(event)
+
+    def _plan(self, workers: int) -> tuple[WorkerPlan, ...]:
+        return tuple(plan_workers(replace(self._settings.pool_args, workers=workers), self._settings.devices))
 
     @contextlib.contextmanager
     def _signal_handlers(self) -> Iterator[None]:
@@ -222,7 +261,7 @@ class Supervisor:
             if self._policy.state != "stopping":
                 self._feed(StopRequested(STOP_TIMEOUT_S, name))
             elif signum != signal.SIGHUP:  # a closing terminal may send it several times, and means no haste
-                self._feed(KillRequested(f"{name} while stopping"))
+                self._feed(HurryRequested(f"{name} while stopping"))
 
     @contextlib.contextmanager
     def _owner_watch(self) -> Iterator[None]:
@@ -247,3 +286,11 @@ class Supervisor:
         self._readers.pop(descriptor)
         if self._settings.private or self._policy.state == "starting":
             self._feed(StopRequested(STOP_TIMEOUT_S, "the process that launched this pool is gone"))
+
+
+def _event(command: Command) -> StopRequested | RestartRequested | ScaleRequested:
+    if isinstance(command, Restart):
+        return RestartRequested(command.worker, command.timeout_s)
+    if isinstance(command, Scale):
+        return ScaleRequested(command.workers, command.timeout_s)
+    return StopRequested(command.timeout_s, "asked to")

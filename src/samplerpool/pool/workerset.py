@@ -12,9 +12,18 @@ from samplerpool.config.arguments import EngineConfig, WorkerConfig
 from samplerpool.errors import SamplerPoolError, StartFailed
 from samplerpool.pool.descriptors import close_held, death_pipe
 from samplerpool.pool.devices import worker_environment
-from samplerpool.pool.logfiles import worker_log
-from samplerpool.pool.policy import Event, WorkerExited, WorkerFailed, WorkerLoading, WorkerReady, WorkerSpawned
+from samplerpool.pool.events import (
+    Event,
+    WorkerExited,
+    WorkerFailed,
+    WorkerLoading,
+    WorkerProgress,
+    WorkerReady,
+    WorkerSpawned,
+)
+from samplerpool.pool.logfiles import tail, worker_log
 from samplerpool.pool.process import WorkerProcess
+from samplerpool.pool.rules import PoolRules
 from samplerpool.pool.settings import PoolSettings
 from samplerpool.wire.endpoint import ipc_endpoint, new_incarnation, remove_socket
 
@@ -37,26 +46,32 @@ class WorkerSet:
         self._readers = readers
         self._feed = feed
         self._death_fd, self._death_write_end = death_pipe()
+        self.plan = settings.plan
+        self._progress_interval_s = PoolRules.of(settings.pool_args).progress_interval_s
         self.processes: dict[int, WorkerProcess] = {}
+        self._spawned: set[int] = set()
 
     def spawn(self, index: int) -> None:
         """Start a worker, and feed ``WorkerSpawned`` or ``WorkerFailed``."""
         try:
             process = WorkerProcess(
                 self._config(index),
-                worker_environment(self._settings.plan[index], os.environ),
+                worker_environment(self.plan[index], os.environ),
                 worker_log(self._settings.log_folder, index),
+                device=self.plan[index].device,
+                restarted=index in self._spawned,
             )
         except (OSError, SamplerPoolError) as error:
             self._feed(WorkerFailed(index, StartFailed(f"Worker {index} could not be started: {error}.")))
             return
+        self._spawned.add(index)
         self.processes[index] = process
         self._readers[process.status_fd] = functools.partial(self._read_status, process)
         self._readers[process.pidfd] = functools.partial(self._reap, process)
         self._feed(WorkerSpawned(index, process.pid))
 
     def _config(self, index: int) -> WorkerConfig:
-        settings, plan, incarnation = self._settings, self._settings.plan[index], new_incarnation()
+        settings, plan, incarnation = self._settings, self.plan[index], new_incarnation()
         return WorkerConfig(
             pool=settings.pool,
             index=index,
@@ -69,18 +84,23 @@ class WorkerSet:
                 device=plan.torch_device,
                 max_batch=settings.pool_args.max_batch,
                 max_model_len=settings.pool_args.max_model_len,
-                machine_share=1 / len(settings.plan),
+                machine_share=1 / len(self.plan),
                 options=settings.pool_args.engine_options,
             ),
             limits=settings.pool_args.client_limits(),
             cores=plan.cores,
             death_fd=self._death_fd,
             supervisor_pid=os.getpid(),
+            progress_interval_s=self._progress_interval_s,
         )
 
     def terminate(self, index: int) -> None:
         """Ask a worker to end."""
         self.processes[index].terminate()
+
+    def dump_stacks(self, index: int) -> None:
+        """Ask a worker for its stacks."""
+        self.processes[index].dump_stacks()
 
     def kill(self, index: int) -> None:
         """End a worker and its children at once."""
@@ -103,7 +123,7 @@ class WorkerSet:
         if process.status_fd in self._readers:  # its last words come before its end
             self._read_status(process)
         self._forget(process)
-        self._feed(WorkerExited(process.config.index, process.returncode))
+        self._feed(WorkerExited(process.config.index, process.returncode, tail(process.log)))
 
     def _forget(self, process: WorkerProcess) -> None:
         self._readers.pop(process.status_fd, None)
@@ -129,6 +149,8 @@ def report_event(index: int, report: dict[str, Any]) -> Event | None:
             return WorkerLoading(index, str(report.get("detail") or ""))
         case {"event": "ready", "description": dict(description)}:
             return WorkerReady(index, description)
+        case {"event": "progress", "steps": int(steps), "live": int(live), "busy": bool(busy)}:
+            return WorkerProgress(index, steps, busy or live > 0)
         case {"event": "failed", "error": [str(name), str(message), dict(data)]}:
             return WorkerFailed(index, _worker_error(index, name, message, data))
     return None

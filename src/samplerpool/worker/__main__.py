@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import faulthandler
 import json
 import logging
@@ -10,6 +11,7 @@ import os
 import resource
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 from samplerpool.config.arguments import WorkerConfig
@@ -20,6 +22,9 @@ from samplerpool.worker.server import WorkerServer
 from samplerpool.worker.watch import watch_parent
 
 log = logging.getLogger("samplerpool.worker")
+
+OOM_SCORE_ABOVE_SUPERVISOR = 200
+"""Where memory runs out, the kernel is to take a worker, which is started again, and not the one that starts it."""
 
 SWITCH_INTERVAL_S = 0.0005
 """The socket's thread gets the interpreter within this time, even from an engine that never waits."""
@@ -37,17 +42,28 @@ class StatusPipe:
     def tell(self, event: str, **data: Any) -> None:
         """Write one event, if there is anybody to read it."""
         log.info("%s", data.get("detail") or event)
+        if not self._write(event, data):
+            log.warning("the supervisor did not take the event %r", event)
+
+    def tell_progress(self, steps: int, live: int, busy: bool) -> None:
+        """Write how far the engine is. One that is not taken is followed by the next."""
+        self._write("progress", {"steps": steps, "live": live, "busy": busy})
+
+    def _write(self, event: str, data: dict[str, Any]) -> bool:
         if self._descriptor < 0:
-            return
+            return True
         try:
             os.write(self._descriptor, json.dumps({"event": event, **data}).encode() + b"\n")
         except (BlockingIOError, BrokenPipeError):
-            log.warning("the supervisor did not take the event %r", event)
+            return False
+        return True
 
 
 def main() -> int:
     """Run one worker; the exit code is 0 after a stop, 1 if it could not start."""
     faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)  # the supervisor asks for the stacks of a worker that hangs
+    offer_to_the_oom_killer()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     config = WorkerConfig.from_dict(json.load(sys.stdin))
     watch_parent(config.supervisor_pid, config.death_fd)
@@ -83,9 +99,11 @@ async def _run(config: WorkerConfig, status: StatusPipe) -> None:
     server = _serve(config, sampler, model)
     try:
         status.tell("ready", description=server.description())
+        progress = asyncio.create_task(_tell_progress(status, sampler, server, config.progress_interval_s))
         await told_to_stop
         log.info("draining; a second signal skips it")
         await _drain(server, signals)
+        progress.cancel()
         server.stop()
     finally:
         sampler.close()
@@ -104,6 +122,14 @@ def _serve(config: WorkerConfig, sampler: BaseSampler, model: str) -> WorkerServ
     )
 
 
+async def _tell_progress(status: StatusPipe, sampler: BaseSampler, server: WorkerServer, interval_s: float) -> None:
+    """From the socket's own loop, so that silence means that this loop does not turn."""
+    while True:
+        steps, busy = sampler.progress()
+        status.tell_progress(steps, server.live, busy)
+        await asyncio.sleep(interval_s)
+
+
 async def _drain(server: WorkerServer, signals: asyncio.Queue[int]) -> None:
     """Wait until every request has ended, or for the next signal."""
     drained, told_again = asyncio.create_task(server.drain()), asyncio.create_task(signals.get())
@@ -114,6 +140,13 @@ async def _drain(server: WorkerServer, signals: asyncio.Queue[int]) -> None:
 
 def _build(config: WorkerConfig, status: StatusPipe) -> tuple[BaseSampler, str]:
     return build_sampler(config, lambda detail: status.tell("loading", detail=detail))
+
+
+def offer_to_the_oom_killer() -> None:
+    """Become a better choice than the supervisor, which had the same score before."""
+    path = Path("/proc/self/oom_score_adj")
+    with contextlib.suppress(OSError, ValueError):
+        path.write_text(str(min(1000, int(path.read_text()) + OOM_SCORE_ABOVE_SUPERVISOR)))
 
 
 def resident_bytes() -> int:

@@ -91,6 +91,11 @@ class WorkerServer:
         socket.bind(endpoint)
         return socket
 
+    @property
+    def live(self) -> int:
+        """Requests that have not ended."""
+        return self._session.live
+
     async def drain(self) -> None:
         """Take no new requests, and return when all have ended."""
         self._session.draining = True

@@ -1,0 +1,27 @@
+"""``samplerpool restart``: new worker processes for a running pool, one after the other."""
+
+from __future__ import annotations
+
+import click
+
+from samplerpool.cli.options import drain_option, pool_argument
+from samplerpool.cli.output import note, plural
+from samplerpool.wire.endpoint import find_pool
+
+
+@click.command("restart")
+@pool_argument
+@click.option("--worker", type=click.IntRange(0), metavar="N", help="Only this worker.")
+@drain_option(60.0)
+def command(pool: str | None, worker: int | None, timeout_s: float) -> int:
+    """Replace the workers of POOL, or of the one pool that runs, by new processes.
+
+    One after the other finishes what it runs and ends, and the next one's turn comes when the new process is ready.
+    Requests meanwhile go to the other workers, or wait where there is none. A worker that had failed is started again.
+    """
+    from samplerpool.pool.change import restart_workers
+
+    connection = find_pool(pool)
+    replaced = restart_workers(connection, worker, timeout_s, note)
+    click.echo(f"Pool {connection.pool!r}: {plural(len(replaced), 'worker')} replaced.")
+    return 0

@@ -1,0 +1,27 @@
+"""``samplerpool scale``: more or fewer workers for a running pool."""
+
+from __future__ import annotations
+
+import click
+
+from samplerpool.cli.options import drain_option, pool_argument
+from samplerpool.cli.output import note, plural
+from samplerpool.wire.endpoint import find_pool
+
+
+@click.command("scale")
+@pool_argument
+@click.argument("workers", type=click.IntRange(1, 1024), metavar="N")
+@drain_option(60.0)
+def command(pool: str | None, workers: int, timeout_s: float) -> int:
+    """Have N workers in POOL, or in the one pool that runs.
+
+    Workers with the highest numbers go first, after finishing what they run; those that stay keep the cores that they
+    have until they are restarted.
+    """
+    from samplerpool.pool.change import scale_workers
+
+    connection = find_pool(pool)
+    before, now = scale_workers(connection, workers, timeout_s, note)
+    click.echo(f"Pool {connection.pool!r} had {plural(before, 'worker')} and has {now}.")
+    return 0
