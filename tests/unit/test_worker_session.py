@@ -197,6 +197,9 @@ def test_the_bytes_of_the_queue_are_bounded_and_given_back_however_a_request_end
 
 
 def test_a_request_that_no_queue_could_hold_is_not_worth_a_retry() -> None:
+    assert refusals(session(max_request_bytes=50).received(A, [request(1, size_bytes=51)], 0.0)) == [
+        ("PromptTooLong", None)
+    ]
     table = session(max_queue_bytes=100, max_queue_bytes_per_client=60)
     (action,) = table.received(A, [request(1, size_bytes=61)], 0.0)
     assert isinstance(action, Send)

@@ -70,6 +70,8 @@ class ClientLimits:
 
     Args:
         max_queue, max_queue_per_client: most unfinished requests, running ones included.
+        max_request_bytes: most bytes of one request: a prompt far beyond any model would keep the tokenizer, and with
+            it all other new requests, for minutes.
         max_queue_bytes, max_queue_bytes_per_client: most bytes of those requests, as they came in.
         max_unread_bytes: most bytes of replies, roughly, that wait for clients that do not read; beyond that, the one
             for whom the most is waiting loses it, and its requests.
@@ -79,6 +81,7 @@ class ClientLimits:
 
     max_queue: int = _setting(65_536, low=1, help="Unfinished requests of one worker; more are refused for now.")
     max_queue_per_client: int = _setting(16_384, low=1, help="The same of one client.")
+    max_request_bytes: int = _setting(16 * 2**20, low=1, help="Bytes of one request; larger ones are refused.")
     max_queue_bytes: int = _setting(512 * 2**20, low=1, help="Bytes of a worker's unfinished requests.")
     max_queue_bytes_per_client: int = _setting(256 * 2**20, low=1, help="The same of one client.")
     max_unread_bytes: int = _setting(256 * 2**20, low=1, help="Bytes that wait for clients that do not read.")

@@ -7,7 +7,7 @@ describes each. No ext types, no timestamps, no pickle; sizes, depth and field t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgpack
@@ -73,20 +73,25 @@ def encode(messages: Iterable[WireMessage]) -> bytes:
 
 def decode_requests(data: bytes) -> list[Request | Malformed]:
     """What a worker or supervisor received. An envelope that cannot be read is one ``Malformed`` with id 0."""
+    return list(requests_in(data))
+
+
+def requests_in(data: bytes) -> Iterator[Request | Malformed]:
+    """The same, one after the other, so that a message of thousands can be taken in parts."""
     return _decode(data, _REQUEST_DECODERS, MAX_CONTAINERS)
 
 
 def decode_replies(data: bytes) -> list[Reply | Malformed]:
     """What a client received."""
-    return _decode(data, _REPLY_DECODERS, MAX_MESSAGE_BYTES)
+    return list(_decode(data, _REPLY_DECODERS, MAX_MESSAGE_BYTES))
 
 
-def _decode(data: bytes, decoders: Mapping[int, Callable[[list[Any]], Any]], max_containers: int) -> list[Any]:
+def _decode(data: bytes, decoders: Mapping[int, Callable[[list[Any]], Any]], max_containers: int) -> Iterator[Any]:
     try:
         entries = _entries(data, max_containers)
     except ProtocolError as error:
-        return [Malformed(0, error.message)]
-    return [_decode_entry(entry, decoders) for entry in entries]
+        return iter((Malformed(0, error.message),))
+    return (_decode_entry(entry, decoders) for entry in entries)
 
 
 def _entries(data: bytes, max_containers: int) -> list[Any]:

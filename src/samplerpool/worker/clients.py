@@ -119,11 +119,11 @@ class Clients:
     def refusal(self, client: Client, request: Generate) -> RequestError | None:
         """Why there is no room for a request, if there is none."""
         limits, size = self.limits, request.size_bytes
-        largest = min(limits.max_queue_bytes, limits.max_queue_bytes_per_client)
+        largest = min(limits.max_request_bytes, limits.max_queue_bytes, limits.max_queue_bytes_per_client)
         if size > largest:
             return PromptTooLong(
                 f"The request has {size:,} bytes; this worker takes {largest:,} at most. Shorten it, or launch with "
-                "larger --max-queue-bytes and --max-queue-bytes-per-client.",
+                "a larger --max-request-bytes, and --max-queue-bytes and --max-queue-bytes-per-client no smaller.",
                 bytes=size,
                 limit=largest,
             )

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import zmq
@@ -22,8 +23,8 @@ from samplerpool.engine.loop import RequestEvent
 from samplerpool.errors import ProtocolError
 from samplerpool.samplers.base_sampler import BaseSampler
 from samplerpool.samplers.intake import Job
-from samplerpool.wire.codec import MAX_MESSAGE_BYTES, decode_requests, encode
-from samplerpool.wire.messages import Description, Failed, Reply
+from samplerpool.wire.codec import MAX_MESSAGE_BYTES, encode, requests_in
+from samplerpool.wire.messages import Description, Failed, Malformed, Reply, Request
 from samplerpool.worker.clients import Identity
 from samplerpool.worker.outbox import Outbox
 from samplerpool.worker.session import AbortRun, Action, Report, Send, Session, Submit
@@ -38,8 +39,10 @@ TICK_S = 0.2
 COMPLAINT_INTERVAL_S = 60.0
 LAST_WORDS_TICKS = 10
 """How long a drained worker waits for clients that do not take their last replies."""
-MAX_RECEIVED_AT_ONCE = 256
-MAX_BYTES_AT_ONCE = 2**20
+MAX_ENTRIES_AT_ONCE = 256
+"""Of what has come, before it is the engine's and the replies' turn."""
+BYTES_PER_ENTRY = 4096
+"""Reading so many bytes counts as one entry more."""
 MAX_BUSY_TICKS = 25
 """So long a flood of messages puts off the judgement of leases; by then each client had its turn many times."""
 
@@ -71,6 +74,7 @@ class WorkerServer:
         self._produced_lock = threading.Lock()
         self._loop = asyncio.get_running_loop()
         self._wake_scheduled = False
+        self._present: tuple[Identity, Iterator[Request | Malformed]] | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._idle_ticks = self._busy_ticks = 0
         self._complained_at = -COMPLAINT_INTERVAL_S
@@ -140,28 +144,37 @@ class WorkerServer:
         """Take messages, for a moment, and send replies; whether all that has come was taken."""
         if self._socket.closed:
             return True
-        count = size = 0
-        while count < MAX_RECEIVED_AT_ONCE and size < MAX_BYTES_AT_ONCE and self._readable():
-            parts = self._socket.recv_multipart(zmq.DONTWAIT)
-            self._on_message(parts)
-            count += 1
-            size += sum(map(len, parts))
-        drained = count < MAX_RECEIVED_AT_ONCE and size < MAX_BYTES_AT_ONCE
+        taken, drained = 0, False
+        while taken < MAX_ENTRIES_AT_ONCE and not drained:
+            count = self._take_part()
+            taken += count
+            drained = not count
         # Sending may consume the edge of the socket's descriptor, and the engine's events must have their turn.
         if self._flush() or not drained:
             self._loop.call_soon(self._on_readable)
         return drained
 
+    def _take_part(self) -> int:
+        """Take some entries of the present message, else of the next one; what that cost, 0 if there was nothing."""
+        cost = 1
+        if self._present is None:
+            if not self._readable():
+                return 0
+            parts = self._socket.recv_multipart(zmq.DONTWAIT)
+            if len(parts) != 2:
+                self._dropped += 1
+                return cost
+            self._present = parts[0], requests_in(parts[1])
+            cost += len(parts[1]) // BYTES_PER_ENTRY
+        identity, entries = self._present
+        messages = list(itertools.islice(entries, MAX_ENTRIES_AT_ONCE))
+        if len(messages) < MAX_ENTRIES_AT_ONCE:
+            self._present = None
+        self._act(self._session.received(identity, messages, time.monotonic(), self._sampler.steps))
+        return cost + len(messages)
+
     def _readable(self) -> bool:
         return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
-
-    def _on_message(self, parts: list[bytes]) -> None:
-        if len(parts) != 2:
-            self._dropped += 1
-            return
-        identity, payload = parts
-        messages = decode_requests(payload)
-        self._act(self._session.received(identity, messages, time.monotonic(), self._sampler.steps))
 
     def _on_tick(self) -> None:
         self._tick_handle = self._loop.call_later(TICK_S, self._on_tick)  # first: nothing may end the ticking
