@@ -143,6 +143,11 @@ class EngineContract(ABC):
             i: (3 + 2 * i, "length") for i in range(4)
         }
 
+    def test_its_steps_move_with_what_is_computed(self, engine: Engine) -> None:
+        before = engine.steps
+        drive(engine, [self.request(0, tokens=12)])
+        assert engine.steps >= before + 12
+
     def test_a_single_token(self, engine: Engine) -> None:
         answer = answer_of(engine, self.prompt("one", 5), max_new_tokens=1)
         assert (len(answer.token_ids), answer.finish_reason) == (1, "length")

@@ -207,3 +207,13 @@ def test_the_log_says_why_the_kernel_is_not_used(
     monkeypatch.setattr(kernels, "why_unavailable", lambda: "numba is on holiday")
     assert build().stats().details["attention_kernel"] is False
     assert "numba is on holiday" in caplog.text
+
+
+def test_a_long_prompt_moves_the_steps_before_its_first_token() -> None:
+    engine = build(max_model_len=512, prefill_chunk=16, step_tokens=16)
+    engine.add(EngineRequest((0, 0), prompt("long", 160), params(max_new_tokens=1)))
+    seen = []
+    while not engine.step():
+        seen.append(engine.steps)
+    assert seen == list(range(1, 10))
+    engine.close()

@@ -123,3 +123,13 @@ def test_answers_are_those_of_generate(name: str, monkeypatch: pytest.MonkeyPatc
 
 def test_the_vocabulary_of_the_zoo_is_what_the_tests_think() -> None:
     assert model().config.vocab_size == VOCABULARY
+
+
+def test_each_layer_of_a_prompts_only_pass_is_a_step_until_the_engine_is_closed() -> None:
+    engine = engine_for(model())
+    engine.add(EngineRequest((0, 0), named_prompt("one"), params(max_new_tokens=1)))
+    engine.step()
+    assert engine.steps == model().config.num_hidden_layers
+    engine.close()
+    model()(torch.tensor([[1, 2, 3]]))
+    assert engine.steps == model().config.num_hidden_layers

@@ -50,7 +50,10 @@ from samplerpool.wire.endpoint import ConnectionFile, ipc_endpoint, new_incarnat
 from samplerpool.wire.messages import Restart, Scale
 
 STOP_TIMEOUT_S = 10.0
-"""How long workers may take to end after a signal, or when the owner is gone."""
+"""How long workers may take to finish what they run after a signal."""
+
+OWNER_GONE_TIMEOUT_S = 0.5
+"""The same when the process is gone that the pool belongs to: hardly anybody waits for the answers."""
 
 _log = logging.getLogger(__name__)
 
@@ -119,7 +122,7 @@ class Supervisor:
             stack.callback(self._workers.close)
             stack.enter_context(self._signal_handlers())
             stack.enter_context(self._owner_watch())
-            running_pools()  # removes what killed pools left behind
+            running_pools(holding=self._settings.pool)  # removes what killed pools left behind
             self._carry_out(self._policy.start(time.monotonic()))
             return self._loop()
 
@@ -285,7 +288,7 @@ class Supervisor:
     def _owner_gone(self, descriptor: int) -> None:
         self._readers.pop(descriptor)
         if self._settings.private or self._policy.state == "starting":
-            self._feed(StopRequested(STOP_TIMEOUT_S, "the process that launched this pool is gone"))
+            self._feed(StopRequested(OWNER_GONE_TIMEOUT_S, "the process that launched this pool is gone"))
 
 
 def _event(command: Command) -> StopRequested | RestartRequested | ScaleRequested:

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import secrets
+import signal
 import socket
 import stat
 import tempfile
@@ -245,8 +246,14 @@ def connection_path(folder: Path, pool: str) -> Path:
     return folder / f"{pool}.json"
 
 
-def running_pools() -> list[ConnectionFile]:
-    """This user's pools whose supervisor lives, by name; what dead pools of this boot left behind is removed."""
+def running_pools(*, holding: str | None = None) -> list[ConnectionFile]:
+    """This user's pools whose supervisor lives, by name; what dead pools of this boot left behind is removed.
+
+    A pool whose name is locked is not dead: its process numbers may be those of another namespace.
+
+    Args:
+        holding: a name that the caller itself has locked.
+    """
     found: dict[str, ConnectionFile] = {}
     for folder in runtime_folders():
         if not _is_private(folder):
@@ -258,9 +265,23 @@ def running_pools() -> list[ConnectionFile]:
                     continue
                 if connection.supervisor.alive():
                     found[connection.pool] = connection
-                else:
+                    continue
+                own = connection.pool == holding
+                with (
+                    contextlib.suppress(PoolNameTaken),
+                    contextlib.nullcontext() if own else name_lock(connection.pool),
+                ):
+                    _end_orphans(connection)
                     remove_leftovers(path, connection)
     return [found[name] for name in sorted(found)]
+
+
+def _end_orphans(connection: ConnectionFile) -> None:
+    """Workers end by themselves when their supervisor is gone; one that was stopped (SIGSTOP) could not."""
+    for worker in connection.workers:
+        if worker.process.alive():
+            with contextlib.suppress(OSError):
+                os.killpg(worker.process.pid, signal.SIGKILL)
 
 
 def remove_leftovers(path: Path, connection: ConnectionFile) -> None:
