@@ -140,6 +140,8 @@ class Supervisor:
                 elif isinstance(source, int) and source in self._readers:  # it may have gone in this very turn
                     self._readers[source]()
             self._feed(Tick())
+            if os.getpid() == 1:
+                self._workers.reap_strangers()
         return self._outcome
 
     def _watch(self, poller: zmq.Poller, watched: set[int]) -> set[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -131,6 +132,15 @@ class WorkerSet:
         process.reap()
         remove_socket(process.config.endpoint)
         del self.processes[process.config.index]
+
+    def reap_strangers(self) -> None:
+        """As a container's first process: take leave of orphans that were handed to us, such as a worker's children."""
+        ours = {process.pid for process in self.processes.values()}
+        with contextlib.suppress(ChildProcessError):
+            while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                if ended.si_pid in ours:
+                    return  # its own turn comes
+                os.waitpid(ended.si_pid, 0)
 
     def close(self) -> None:
         """Kill and reap whatever is left."""
