@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from samplerpool.client.connection import PoolConnection
@@ -41,6 +42,11 @@ def processes(connection: ConnectionFile) -> list[ProcessId]:
 def alive(connection: ConnectionFile) -> list[int]:
     """Those of them that run."""
     return [process.pid for process in processes(connection) if process.alive()]
+
+
+def stopped(pid: int) -> bool:
+    """Whether SIGSTOP has taken effect: it may come later than what is sent to other processes afterwards."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 def entry(pool: str, index: int = 0) -> WorkerEntry:

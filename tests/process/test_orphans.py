@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from samplerpool.wire.endpoint import ConnectionFile, ProcessId, connection_path, find_pool, running_pools
-from tests.process.pools import alive, answers, launch, wait_for_successor, wait_until
+from tests.process.pools import alive, answers, launch, stopped, wait_for_successor, wait_until
 
 GONE_WITHIN_S = 5.0
 
@@ -119,6 +119,7 @@ def test_a_worker_that_was_stopped_when_its_supervisor_was_killed_is_cleaned_up(
     pool = launch(workers=2, pool="p", private=False)
     stuck = pool.connection.workers[0].process
     os.kill(stuck.pid, signal.SIGSTOP)
+    wait_until(lambda: stopped(stuck.pid), "it is stopped")
     os.kill(pool.connection.supervisor.pid, signal.SIGKILL)
     wait_until(lambda: alive(pool.connection) == [stuck.pid], "the others have ended", GONE_WITHIN_S)
     assert leftovers() == []

@@ -12,7 +12,18 @@ import pytest
 from samplerpool.client.connection import PoolConnection
 from samplerpool.pool.launcher import describe_pool
 from samplerpool.wire.endpoint import find_pool
-from tests.process.pools import alive, answers, ask, begin, entry, launch, states, wait_for_successor, wait_until
+from tests.process.pools import (
+    alive,
+    answers,
+    ask,
+    begin,
+    entry,
+    launch,
+    states,
+    stopped,
+    wait_for_successor,
+    wait_until,
+)
 
 
 def test_a_killed_worker_is_started_again_and_serves() -> None:
@@ -118,10 +129,6 @@ def test_a_worker_that_is_stopped_for_good_is_replaced() -> None:
     wait_for_successor(victim, "p")
     assert not victim.process.alive()
     assert pool.stop(5.0) == "stopped"
-
-
-def stopped(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 def test_a_worker_that_is_stopped_for_less_than_the_hang_timeout_loses_nothing() -> None:
