@@ -138,7 +138,7 @@ def test_the_environment_is_set_before_the_start() -> None:
     assert cpu["OMP_NUM_THREADS"] == cpu["MKL_NUM_THREADS"] == "1"
     assert cpu["CUDA_VISIBLE_DEVICES"] == ""
     assert cpu["PATH"] == "/bin"
-    assert cpu["GOMP_SPINCOUNT"] == "20000"
+    assert cpu["GOMP_SPINCOUNT"] == "2000"
     assert cpu["THP_MEM_ALLOC_ENABLE"] == "1"
     asked_for = worker_environment(WorkerPlan(device="cpu", torch_device="cpu", threads=2), {"GOMP_SPINCOUNT": "7"})
     assert asked_for["GOMP_SPINCOUNT"] == "7"
