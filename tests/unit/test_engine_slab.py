@@ -297,7 +297,8 @@ def test_every_row_finds_its_own_tokens(seed: int) -> None:
         step(memory, token=dice.randint(1, 2))
     steps = 0
     while scheduler.running or scheduler.queued:
-        assert step(memory, token=dice.randint(1, 2)) or step_tokens < 512 or scheduler.budget.lowered
+        few = step_tokens < 512 or scheduler.budget.lowered  # before the step, which may raise the budget again
+        assert step(memory, token=dice.randint(1, 2)) or few or scheduler.budget.lowered
         steps += 1
         assert steps < 100_000
     scheduler.clear()
