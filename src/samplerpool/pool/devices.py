@@ -19,9 +19,9 @@ CPU_SETTINGS = {"GOMP_SPINCOUNT": "2000", "THP_MEM_ALLOC_ENABLE": "1"}
 """For workers on the CPU, unless the environment says otherwise.
 
 GNU's OpenMP lets a waiting thread spin for 300,000 rounds (some milliseconds) at the end of each of a step's hundreds
-of parallel loops. Where another program has the core that the last thread needs, it spins for nothing. With 2,000 rounds
-a step beside one busy neighbour takes two thirds of the time at batch 8 and 64, and undisturbed at most a tenth more
-(``scripts/bench/spin.py``).
+of parallel loops. Where another program has the core that the last thread needs, it spins for nothing. With 2,000
+rounds a step beside one busy neighbour takes two thirds of the time at batch 8 and 64, and undisturbed at most a tenth
+more (``scripts/bench/spin.py``).
 torch takes its memory in huge pages if it is told to: reading the weights then takes up to a quarter less time.
 """
 DEVICE_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
