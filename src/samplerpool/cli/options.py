@@ -13,6 +13,7 @@ import click
 from samplerpool.config.arguments import (
     DTYPES,
     ENGINES,
+    LOG_REQUESTS,
     ClientLimits,
     ModelArguments,
     PoolArguments,
@@ -179,6 +180,17 @@ def model_options(command: Command) -> Command:
             metavar="SECONDS",
             default=600.0,
             help="How long the workers may take to become ready.",
+        ),
+        click.option(
+            "--metrics",
+            metavar="HOST:PORT",
+            help="Serve figures to Prometheus there, for as long as the pool runs. Needs the extra 'metrics'.",
+        ),
+        click.option(
+            "--log-requests",
+            type=click.Choice(LOG_REQUESTS),
+            default=PoolArguments.log_requests,
+            help="Which requests get a line in their worker's log as they end.",
         ),
     ]
     decorated: Any = command

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from samplerpool.config.sampling import PARAMS, SamplingParams, field_values
+from samplerpool.errors import InvalidParameter
 
 ENGINES: tuple[str, ...] = ("auto", "dense", "paged", "sequential", "scripted")
 DTYPES: tuple[str, ...] = ("auto", "float32", "bfloat16", "float16")
+LOG_REQUESTS: tuple[str, ...] = ("errors", "all", "none")
 SAMPLE_BACKENDS: tuple[str, ...] = ("hf", "dense", "paged", "sequential", "scripted")
 
 
@@ -119,6 +121,8 @@ class PoolArguments(ClientLimits, Supervision):
         max_batch: most requests that one worker works on at a time.
         max_model_len: longest prompt plus completion, in tokens; ``None`` means what the model can.
         start_timeout_s: how long a worker may take to become ready.
+        metrics: ``HOST:PORT`` on which figures are served to Prometheus; ``None`` means nowhere.
+        log_requests: which requests get a line in their worker's log as they end: ``errors``, ``all`` or ``none``.
     """
 
     pool: str | None = None
@@ -129,10 +133,24 @@ class PoolArguments(ClientLimits, Supervision):
     max_batch: int = _setting(128, low=1)
     max_model_len: int | None = _setting(None, low=1)
     start_timeout_s: float = _setting(600.0, low=0)
+    metrics: str | None = None
+    log_requests: str = _setting("errors", choices=LOG_REQUESTS)
 
     def client_limits(self) -> ClientLimits:
         """Those alone."""
         return ClientLimits(**{each.name: getattr(self, each.name) for each in fields(ClientLimits)})
+
+
+def host_and_port(name: str, value: str) -> tuple[str, int]:
+    """The two parts of ``HOST:PORT``; an IPv6 host stands in brackets.
+
+    Raises:
+        InvalidParameter: it is not of that form.
+    """
+    host, colon, port = value.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535 or (":" in host) != host.startswith("["):
+        raise InvalidParameter(f"{name} must be of the form HOST:PORT, for instance 127.0.0.1:9100, not {value!r}.")
+    return host.strip("[]"), int(port)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +182,8 @@ class WorkerConfig:
         incarnation: new at each start; requests name it.
         limits: for its clients.
         cores: CPU cores to be pinned to; empty means all.
+        log_requests: as for ``PoolArguments``.
+        report_figures: report counts of requests, tokens and times to the supervisor.
         status_fd: descriptor for one JSON line per event, read by the supervisor; -1 means none.
         death_fd: descriptor whose end of file means that the supervisor is gone; -1 means none.
         supervisor_pid: watched as well; 0 means none.
@@ -179,6 +199,8 @@ class WorkerConfig:
     engine: EngineConfig
     limits: ClientLimits = ClientLimits()
     cores: tuple[int, ...] = ()
+    log_requests: str = "errors"
+    report_figures: bool = False
     status_fd: int = -1
     death_fd: int = -1
     supervisor_pid: int = 0

@@ -20,6 +20,7 @@ from samplerpool.config.folders import log_folder, runtime_folder, shared_runtim
 from samplerpool.errors import SamplerPoolError, StartFailed, UsageError
 from samplerpool.pool.descriptors import close_held, death_pipe
 from samplerpool.pool.devices import plan_workers, usable_devices
+from samplerpool.pool.exporter import check_metrics
 from samplerpool.pool.logfiles import supervisor_log, tail
 from samplerpool.pool.names import DEFAULT_POOL, check_pool_name, private_pool_name
 from samplerpool.pool.process import spawn_module
@@ -68,10 +69,11 @@ def pool_settings(
     """Decide everything about a pool, without starting anything. May take seconds where CUDA devices are counted.
 
     Raises:
-        UsageError: a name, model, device or number of workers that cannot be.
+        UsageError: a name, model, device, number of workers or address that cannot be.
         StartFailed: the devices could not be counted.
     """
     check_model(model_args, pool_args)
+    check_metrics(pool_args.metrics)
     name = check_pool_name(pool_args.pool or (private_pool_name() if private else DEFAULT_POOL))
     devices = usable_devices(pool_args)
     return PoolSettings(

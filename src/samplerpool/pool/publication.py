@@ -31,6 +31,8 @@ class Publication:
         self._path: Path = connection_path(settings.folder, settings.pool)
         self._started = time.time()
         self.written = False
+        self.metrics: str | None = None
+        """Where figures are served to Prometheus."""
         self.connection = ConnectionFile(
             pool=settings.pool,
             model=settings.model_args.model_name_or_path or "",
@@ -93,6 +95,7 @@ class Publication:
             "private": self._settings.private,
             "uptime_s": time.time() - self._started,
             "replacing": policy.replacing,
+            "metrics": self.metrics,
             "workers": [
                 {**asdict(entry), "pid": entry.process.pid, "restarts": policy.workers[entry.index].restarts}
                 for entry in connection.workers

@@ -41,6 +41,7 @@ from samplerpool.pool.events import (
     Tick,
 )
 from samplerpool.pool.logfiles import tail, worker_log
+from samplerpool.pool.metrics import MetricsBook, WorkerState
 from samplerpool.pool.policy import PoolPolicy
 from samplerpool.pool.publication import Publication
 from samplerpool.pool.rules import PoolRules
@@ -103,7 +104,8 @@ class Supervisor:
         describe = functools.partial(self._publication.describe, self._policy)
         self._control = ControlSocket(endpoint, incarnation, describe, self._refusal)
         self._readers: Readers = {}
-        self._workers = WorkerSet(settings, self._readers, self._feed)
+        self._book = MetricsBook()
+        self._workers = WorkerSet(settings, self._readers, self._feed, self._book)
         self._signals: deque[int] = deque()
         self._events: deque[Event] = deque()
         self._feeding = False
@@ -115,16 +117,29 @@ class Supervisor:
 
         Raises:
             StartFailed: its connection file cannot be written.
+            UsageError: its figures cannot be served where they should be.
         """
         with contextlib.ExitStack() as stack:
             stack.callback(self._publication.remove)
             stack.callback(self._control.close)
             stack.callback(self._workers.close)
+            self._serve_metrics(stack)
             stack.enter_context(self._signal_handlers())
             stack.enter_context(self._owner_watch())
             running_pools(holding=self._settings.pool)  # removes what killed pools left behind
             self._carry_out(self._policy.start(time.monotonic()))
             return self._loop()
+
+    def _serve_metrics(self, stack: contextlib.ExitStack) -> None:
+        address = self._settings.pool_args.metrics
+        if address is None:
+            return
+        from samplerpool.pool.exporter import Exporter
+
+        exporter = Exporter(address, self._settings.pool, self._book)
+        stack.callback(exporter.close)
+        self._publication.metrics = exporter.url
+        self._carry_out([Announce(f"figures for Prometheus: {exporter.url}")])
 
     # ---- the loop ----
 
@@ -194,6 +209,7 @@ class Supervisor:
                     self._outcome = Outcome(exit_code, self._with_log_tail(error), self._opened, self._policy.deaths)
 
     def _publish(self) -> None:
+        self._book.workers(tuple(WorkerState(w.index, w.state, w.restarts) for w in self._policy.workers.values()))
         try:
             self._publication.publish(self._policy, self._workers.processes)
         except OSError as error:

@@ -23,6 +23,7 @@ from samplerpool.pool.events import (
     WorkerSpawned,
 )
 from samplerpool.pool.logfiles import tail, worker_log
+from samplerpool.pool.metrics import MetricsBook
 from samplerpool.pool.process import WorkerProcess
 from samplerpool.pool.rules import PoolRules
 from samplerpool.pool.settings import PoolSettings
@@ -40,12 +41,16 @@ class WorkerSet:
     Args:
         readers: descriptors to be watched are entered here, and removed with their worker.
         feed: called with each event.
+        book: gets the workers' figures.
     """
 
-    def __init__(self, settings: PoolSettings, readers: Readers, feed: Callable[[Event], None]) -> None:
+    def __init__(
+        self, settings: PoolSettings, readers: Readers, feed: Callable[[Event], None], book: MetricsBook
+    ) -> None:
         self._settings = settings
         self._readers = readers
         self._feed = feed
+        self._book = book
         self._death_fd, self._death_write_end = death_pipe()
         self.plan = settings.plan
         self._progress_interval_s = PoolRules.of(settings.pool_args).progress_interval_s
@@ -90,6 +95,8 @@ class WorkerSet:
             ),
             limits=settings.pool_args.client_limits(),
             cores=plan.cores,
+            log_requests=settings.pool_args.log_requests,
+            report_figures=settings.pool_args.metrics is not None,
             death_fd=self._death_fd,
             supervisor_pid=os.getpid(),
             progress_interval_s=self._progress_interval_s,
@@ -111,10 +118,13 @@ class WorkerSet:
         reports, ended = process.read_status()
         if ended:
             self._readers.pop(process.status_fd, None)
+        index, incarnation = process.config.index, process.config.incarnation
         for report in reports:
-            event = report_event(process.config.index, report)
+            if report["event"] == "metrics" and self._book.take(index, incarnation, report):
+                continue
+            event = report_event(index, report)
             if event is None:
-                _log.warning("worker %d reported something unknown: %.200r", process.config.index, report)
+                _log.warning("worker %d reported something unknown: %.200r", index, report)
             else:
                 self._feed(event)
 

@@ -11,13 +11,16 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from samplerpool.config.arguments import WorkerConfig
 from samplerpool.errors import SamplerPoolError, StartFailed
 from samplerpool.samplers.base_sampler import BaseSampler
+from samplerpool.wire.figures import FigureReport
 from samplerpool.worker.build import build_sampler
+from samplerpool.worker.request_log import RequestLog
 from samplerpool.worker.server import WorkerServer
 from samplerpool.worker.watch import watch_parent
 
@@ -28,6 +31,9 @@ OOM_SCORE_ABOVE_SUPERVISOR = 200
 
 SWITCH_INTERVAL_S = 0.0005
 """The socket's thread gets the interpreter within this time, even from an engine that never waits."""
+
+
+FIGURES_INTERVAL_S = 1.0
 
 
 class StatusPipe:
@@ -48,6 +54,10 @@ class StatusPipe:
     def tell_progress(self, steps: int, live: int, busy: bool) -> None:
         """Write how far the engine is. One that is not taken is followed by the next."""
         self._write("progress", {"steps": steps, "live": live, "busy": busy})
+
+    def tell_figures(self, figures: FigureReport) -> None:
+        """Write what has been counted. One that is not taken is followed by the next."""
+        self._write("metrics", figures.to_plain())
 
     def _write(self, event: str, data: dict[str, Any]) -> bool:
         if self._descriptor < 0:
@@ -99,12 +109,15 @@ async def _run(config: WorkerConfig, status: StatusPipe) -> None:
     server = _serve(config, sampler, model)
     try:
         status.tell("ready", description=server.description())
-        progress = asyncio.create_task(_tell_progress(status, sampler, server, config.progress_interval_s))
+        telling = _start_telling(config, status, sampler, server)
         await told_to_stop
         log.info("draining; a second signal skips it")
         await _drain(server, signals)
-        progress.cancel()
+        for task in telling:
+            task.cancel()
         server.stop()
+        if config.report_figures:
+            status.tell_figures(server.figures())
     finally:
         sampler.close()
         server.close()
@@ -119,14 +132,28 @@ def _serve(config: WorkerConfig, sampler: BaseSampler, model: str) -> WorkerServ
         config.incarnation,
         lambda: {**facts, "memory_bytes": resident_bytes()},
         config.limits,
+        RequestLog(config.log_requests).on_ended,
     )
 
 
-async def _tell_progress(status: StatusPipe, sampler: BaseSampler, server: WorkerServer, interval_s: float) -> None:
-    """From the socket's own loop, so that silence means that this loop does not turn."""
-    while True:
+def _start_telling(
+    config: WorkerConfig, status: StatusPipe, sampler: BaseSampler, server: WorkerServer
+) -> list[asyncio.Task[None]]:
+    """Reports in intervals, from the socket's own loop, so that silence means that this loop does not turn."""
+
+    def progress() -> None:
         steps, busy = sampler.progress()
         status.tell_progress(steps, server.live, busy)
+
+    reports: list[tuple[float, Callable[[], None]]] = [(config.progress_interval_s, progress)]
+    if config.report_figures:
+        reports.append((FIGURES_INTERVAL_S, lambda: status.tell_figures(server.figures())))
+    return [asyncio.create_task(_every(interval_s, report)) for interval_s, report in reports]
+
+
+async def _every(interval_s: float, do: Callable[[], None]) -> None:
+    while True:
+        do()
         await asyncio.sleep(interval_s)
 
 

@@ -24,8 +24,10 @@ from samplerpool.errors import ProtocolError
 from samplerpool.samplers.base_sampler import BaseSampler
 from samplerpool.samplers.intake import Job
 from samplerpool.wire.codec import MAX_MESSAGE_BYTES, encode, requests_in
+from samplerpool.wire.figures import FigureReport
 from samplerpool.wire.messages import Description, Failed, Malformed, Reply, Request
 from samplerpool.worker.clients import Identity
+from samplerpool.worker.figures import Ended, Figures
 from samplerpool.worker.outbox import Outbox
 from samplerpool.worker.session import AbortRun, Action, Report, Send, Session, Submit
 
@@ -56,6 +58,7 @@ class WorkerServer:
         incarnation: this process's.
         describe: more facts for ``Description``, beside the sampler's own.
         limits: what clients may ask.
+        on_ended: called with every request that was taken and has ended.
     """
 
     def __init__(
@@ -65,9 +68,12 @@ class WorkerServer:
         incarnation: str,
         describe: Callable[[], Mapping[str, Any]] = dict,
         limits: ClientLimits | None = None,
+        on_ended: Callable[[Ended], None] = lambda ended: None,
     ) -> None:
         self._sampler = sampler
         self._describe = describe
+        self._on_ended = on_ended
+        self._figures = Figures()
         self._session = Session(incarnation, limits)
         self._outboxes: dict[Identity, Outbox] = {}
         self._produced: list[RequestEvent] = []
@@ -137,7 +143,9 @@ class WorkerServer:
         with self._produced_lock:
             events, self._produced = self._produced, []
             self._wake_scheduled = False
-        self._act(self._session.produced(events))
+        for ended in self._figures.produced(events, time.monotonic()):
+            self._on_ended(ended)
+        self._carry_out(self._session.produced(events))
         self._on_readable()
 
     def _on_readable(self) -> bool:
@@ -194,6 +202,12 @@ class WorkerServer:
     # ---- actions --------------------------------------------------------------------------------------------------
 
     def _act(self, actions: Sequence[Action]) -> None:
+        """Count and carry out what the session does, but for what it makes of the sampler's events."""
+        for ended in self._figures.acted(actions, time.monotonic()):
+            self._on_ended(ended)
+        self._carry_out(actions)
+
+    def _carry_out(self, actions: Sequence[Action]) -> None:
         jobs: list[Job] = []
         for action in actions:
             if type(action) is Send:
@@ -223,6 +237,10 @@ class WorkerServer:
             "refused": self._session.refused,
             "malformed": self._session.malformed + self._dropped,
         }
+
+    def figures(self) -> FigureReport:
+        """Counts of requests, tokens and times since the start, and present figures."""
+        return self._figures.report(self.description())
 
     def _outbox(self, identity: Identity) -> Outbox:
         outbox = self._outboxes.get(identity)
