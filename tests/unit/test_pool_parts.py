@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from samplerpool.config.arguments import ModelArguments, PoolArguments, SampleArguments
+from samplerpool.config.logs import open_log
 from samplerpool.errors import ModelNotFound, StartFailed, UsageError
 from samplerpool.pool.devices import WorkerPlan
 from samplerpool.pool.events import WorkerFailed, WorkerLoading, WorkerProgress, WorkerReady
-from samplerpool.pool.logfiles import open_log, tail
+from samplerpool.pool.logfiles import tail
 from samplerpool.pool.names import check_pool_name, private_pool_name
 from samplerpool.pool.settings import PoolSettings
 from samplerpool.pool.workerset import report_event

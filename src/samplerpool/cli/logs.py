@@ -31,11 +31,11 @@ def command(pool: str | None, worker: int | None, lines: int, follow: bool) -> i
     Without a name: the one running pool, or else the one that ran last.
     """
     folder, connection = _find(pool)
-    paths = _log_files(folder, worker)
-    follower = Follower(paths, lines, click.echo)
+    follower = Follower(_log_files(folder, worker), lines, click.echo)
     follower.show_new()
     while follow and connection is not None and connection.supervisor.alive():
         time.sleep(_POLL_S)
+        follower.add(_log_files(folder, worker))
         follower.show_new()
     follower.close()
     return 0
@@ -75,10 +75,18 @@ class Follower:
     def __init__(self, paths: list[Path], lines: int, show: Callable[[str], None]) -> None:
         self._show = show
         self._lines = lines
-        width = max((len(path.stem) for path in paths), default=0)
-        self._prefixes = {path: f"{path.stem:{width}} | " if len(paths) > 1 else "" for path in paths}
         self._files: dict[Path, IO[str]] = {}
-        self._partial = dict.fromkeys(paths, "")
+        self._partial: dict[Path, str] = {}
+        self._prefixes: dict[Path, str] = {}
+        self.add(paths)
+
+    def add(self, paths: list[Path]) -> None:
+        """Follow these files too, if they are new: of workers that came later."""
+        if self._partial.keys() >= set(paths):
+            return
+        self._partial = {**dict.fromkeys(paths, ""), **self._partial}
+        width = max(len(path.stem) for path in self._partial)
+        self._prefixes = {path: f"{path.stem:{width}} | " if len(self._partial) > 1 else "" for path in self._partial}
 
     def show_new(self) -> None:
         """Show what has been written since the last call; a file that was replaced is read from its beginning."""
@@ -87,10 +95,10 @@ class Follower:
             if known is None:
                 self._open(path, self._lines)
                 continue
-            self._show_rest(path)
-            with contextlib.suppress(OSError):
-                if path.stat().st_ino != _inode(known):
-                    self._open(path, None)
+            replaced = _replaced(path, known)
+            self._show_rest(path)  # after the look: what came before the file was replaced is all there
+            if replaced:
+                self._open(path, None)
 
     def _open(self, path: Path, last: int | None) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -113,5 +121,8 @@ class Follower:
             file.close()
 
 
-def _inode(file: IO[str]) -> int:
-    return os.fstat(file.fileno()).st_ino
+def _replaced(path: Path, file: IO[str]) -> bool:
+    try:
+        return path.stat().st_ino != os.fstat(file.fileno()).st_ino
+    except OSError:  # just now it is neither the old one nor the new one
+        return False

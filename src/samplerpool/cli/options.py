@@ -14,6 +14,7 @@ from samplerpool.config.arguments import (
     DTYPES,
     ENGINES,
     LOG_REQUESTS,
+    MIN_LOG_BYTES,
     ClientLimits,
     ModelArguments,
     PoolArguments,
@@ -191,6 +192,13 @@ def model_options(command: Command) -> Command:
             type=click.Choice(LOG_REQUESTS),
             default=PoolArguments.log_requests,
             help="Which requests get a line in their worker's log as they end.",
+        ),
+        click.option(
+            "--max-log-bytes",
+            type=click.IntRange(MIN_LOG_BYTES),
+            metavar="N",
+            default=PoolArguments.max_log_bytes,
+            help="Begin a new log file beyond this size; three earlier ones are kept.",
         ),
     ]
     decorated: Any = command

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from samplerpool.config.logs import DEFAULT_MAX_LOG_BYTES
 from samplerpool.config.sampling import PARAMS, SamplingParams, field_values
 from samplerpool.errors import InvalidParameter
 
 ENGINES: tuple[str, ...] = ("auto", "dense", "paged", "sequential", "scripted")
 DTYPES: tuple[str, ...] = ("auto", "float32", "bfloat16", "float16")
+MIN_LOG_BYTES = 4096
 LOG_REQUESTS: tuple[str, ...] = ("errors", "all", "none")
 SAMPLE_BACKENDS: tuple[str, ...] = ("hf", "dense", "paged", "sequential", "scripted")
 
@@ -123,6 +125,7 @@ class PoolArguments(ClientLimits, Supervision):
         start_timeout_s: how long a worker may take to become ready.
         metrics: ``HOST:PORT`` on which figures are served to Prometheus; ``None`` means nowhere.
         log_requests: which requests get a line in their worker's log as they end: ``errors``, ``all`` or ``none``.
+        max_log_bytes: size beyond which a process begins a new log file; three earlier ones are kept.
     """
 
     pool: str | None = None
@@ -135,6 +138,7 @@ class PoolArguments(ClientLimits, Supervision):
     start_timeout_s: float = _setting(600.0, low=0)
     metrics: str | None = None
     log_requests: str = _setting("errors", choices=LOG_REQUESTS)
+    max_log_bytes: int = _setting(DEFAULT_MAX_LOG_BYTES, low=MIN_LOG_BYTES)
 
     def client_limits(self) -> ClientLimits:
         """Those alone."""
@@ -182,7 +186,8 @@ class WorkerConfig:
         incarnation: new at each start; requests name it.
         limits: for its clients.
         cores: CPU cores to be pinned to; empty means all.
-        log_requests: as for ``PoolArguments``.
+        log: the file that its output goes to; empty means that it is no file of its own.
+        log_requests, max_log_bytes: as for ``PoolArguments``.
         report_figures: report counts of requests, tokens and times to the supervisor.
         status_fd: descriptor for one JSON line per event, read by the supervisor; -1 means none.
         death_fd: descriptor whose end of file means that the supervisor is gone; -1 means none.
@@ -199,7 +204,9 @@ class WorkerConfig:
     engine: EngineConfig
     limits: ClientLimits = ClientLimits()
     cores: tuple[int, ...] = ()
+    log: str = ""
     log_requests: str = "errors"
+    max_log_bytes: int = DEFAULT_MAX_LOG_BYTES
     report_figures: bool = False
     status_fd: int = -1
     death_fd: int = -1

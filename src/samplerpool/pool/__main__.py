@@ -15,8 +15,9 @@ import shutil
 import sys
 from typing import Any
 
+from samplerpool.config.logs import LogFile, open_log
 from samplerpool.errors import SamplerPoolError, StartFailed
-from samplerpool.pool.logfiles import open_log, supervisor_log
+from samplerpool.pool.logfiles import supervisor_log
 from samplerpool.pool.settings import PoolSettings
 from samplerpool.pool.supervisor import Outcome, Supervisor
 from samplerpool.wire.endpoint import connection_path, name_lock
@@ -76,13 +77,14 @@ def _run(settings: PoolSettings, reporter: Reporter) -> Outcome:
 
 def _log_to_file(settings: PoolSettings) -> None:
     """From here on, output goes to the log; only the holder of the pool's name may replace that."""
-    log = open_log(supervisor_log(settings.log_folder))
+    path = supervisor_log(settings.log_folder)
+    log = open_log(path)
     null = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((null, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
     os.close(log)
     os.close(null)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    LogFile(path, settings.pool_args.max_log_bytes, "%(asctime)s %(levelname)s %(message)s")
 
 
 if __name__ == "__main__":

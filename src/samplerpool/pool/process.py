@@ -9,13 +9,12 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from samplerpool.config.arguments import WorkerConfig
-from samplerpool.pool.logfiles import open_log
+from samplerpool.config.logs import open_log
 
 _MAX_STATUS_BYTES = 1 << 20
 
@@ -30,10 +29,11 @@ def spawn_module(
 ) -> subprocess.Popen[bytes]:
     """Start ``python -m module`` in a session of its own with a document on its standard input.
 
-    The document travels as a nameless file: it may be of any size, and the child may die without our noticing it
-    here. ``-P`` keeps files of the current folder from taking the place of installed packages.
+    The document travels as a file in memory: it may be of any size, no disk need have room for it, and the child may
+    die without our noticing it here. ``-P`` keeps files of the current folder from taking the place of installed
+    packages.
     """
-    with tempfile.TemporaryFile() as stdin:
+    with open(os.memfd_create("samplerpool"), "w+b") as stdin:
         stdin.write(document.encode())
         stdin.seek(0)
         return subprocess.Popen(
@@ -69,7 +69,8 @@ class WorkerProcess:
         self.device = device
         output = open_log(log, go_on=restarted)
         if restarted:
-            os.write(output, f"---- worker {config.index} is started again ----\n".encode())
+            with contextlib.suppress(OSError):  # the disk is full
+                os.write(output, f"---- worker {config.index} is started again ----\n".encode())
         self.status_fd, child_end = os.pipe()
         try:
             os.set_blocking(self.status_fd, False)

@@ -95,6 +95,8 @@ class WorkerSet:
             ),
             limits=settings.pool_args.client_limits(),
             cores=plan.cores,
+            log=str(worker_log(settings.log_folder, index)),
+            max_log_bytes=settings.pool_args.max_log_bytes,
             log_requests=settings.pool_args.log_requests,
             report_figures=settings.pool_args.metrics is not None,
             death_fd=self._death_fd,

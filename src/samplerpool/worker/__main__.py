@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from samplerpool.config.arguments import WorkerConfig
+from samplerpool.config.logs import LogFile
 from samplerpool.errors import SamplerPoolError, StartFailed
 from samplerpool.samplers.base_sampler import BaseSampler
 from samplerpool.wire.figures import FigureReport
@@ -32,8 +33,8 @@ OOM_SCORE_ABOVE_SUPERVISOR = 200
 SWITCH_INTERVAL_S = 0.0005
 """The socket's thread gets the interpreter within this time, even from an engine that never waits."""
 
-
 FIGURES_INTERVAL_S = 1.0
+LOG_CHECK_INTERVAL_S = 1.0
 
 
 class StatusPipe:
@@ -74,15 +75,19 @@ def main() -> int:
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)  # the supervisor asks for the stacks of a worker that hangs
     offer_to_the_oom_killer()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     config = WorkerConfig.from_dict(json.load(sys.stdin))
+    log_file = LogFile(
+        Path(config.log) if config.log else None,
+        config.max_log_bytes,
+        "%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
     watch_parent(config.supervisor_pid, config.death_fd)
     if config.cores:
         os.sched_setaffinity(0, config.cores)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     status = StatusPipe(config.status_fd)
     try:
-        asyncio.run(_run(config, status))
+        asyncio.run(_run(config, status, log_file))
     except SamplerPoolError as error:
         log.error("%s", error.message)
         status.tell("failed", error=error.to_wire())
@@ -95,7 +100,8 @@ def main() -> int:
     return 0
 
 
-async def _run(config: WorkerConfig, status: StatusPipe) -> None:
+async def _run(config: WorkerConfig, status: StatusPipe, log_file: LogFile) -> None:
+    keeping = asyncio.create_task(_every(LOG_CHECK_INTERVAL_S, log_file.rotate_if_large))  # native code writes as well
     signals: asyncio.Queue[int] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -119,6 +125,7 @@ async def _run(config: WorkerConfig, status: StatusPipe) -> None:
         if config.report_figures:
             status.tell_figures(server.figures())
     finally:
+        keeping.cancel()
         sampler.close()
         server.close()
         log.info("stopped")
