@@ -94,6 +94,13 @@ def test_a_continuation_says_what_the_uninterrupted_one_would_have(text: str, cu
     assert "".join(deltas(again, data[cut:])) == expected
 
 
+def test_a_continuation_that_holds_a_stop_string_still_says_what_comes_before_it() -> None:
+    detokenizer = Detokenizer(ByteCodec(), ["END"], generated_ids=list(b"one END two"), delivered_chars=2)
+    assert detokenizer.stopped
+    assert detokenizer.delivered == "on"
+    assert detokenizer.add(b"x") + detokenizer.finish() == "e "
+
+
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 500])
 def test_a_window_of_nothing_but_broken_bytes_stays_small(length: int) -> None:
     detokenizer = Detokenizer(ByteCodec())

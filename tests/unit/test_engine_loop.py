@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from samplerpool.config.arguments import EngineConfig
 from samplerpool.config.sampling import resolve, sampling_params
 from samplerpool.engine.base import EngineRequest, StepOutput
 from samplerpool.engine.loop import Admitted, EngineLoop, RequestEvent, RequestOutput
-from samplerpool.engine.scripted import ScriptedEngine, ScriptedRenderer
+from samplerpool.engine.scripted import END_OF_SEQUENCE, ScriptedEngine, ScriptedRenderer
 from samplerpool.errors import Aborted, EngineBroken, EngineError
 
 TIMEOUT_S = 10.0
@@ -73,6 +74,40 @@ def test_a_stop_string_ends_the_request_and_frees_its_place(loop: EngineLoop) ->
     assert outputs[-1].finish_reason == "stop"
     assert outputs[-1].completion_tokens == len("one two")
     assert not loop.engine.has_work()
+
+
+@pytest.mark.parametrize(
+    ("said", "params", "delivered", "expected"),
+    [
+        (b"one two", {"stop": ["two"]}, 0, ("one ", "stop", 7)),
+        (b"one two", {"stop": ["two"]}, 4, ("", "stop", 7)),
+        (b"one", {"max_new_tokens": 3}, 1, ("ne", "length", 3)),
+        ("👋".encode()[:2], {"max_new_tokens": 2}, 0, ("\ufffd", "length", 2)),
+        ((*b"one", END_OF_SEQUENCE), {}, 3, ("", "stop", 4)),
+        (b"one!", {"stop_token_ids": [33]}, 0, ("one!", "stop", 4)),
+    ],
+)
+def test_a_continuation_that_lacks_only_its_end_gets_it_and_no_token(
+    loop: EngineLoop, said: Sequence[int], params: dict[str, Any], delivered: int, expected: tuple[str, str, int]
+) -> None:
+    """Its worker died between the last token and the word that it was the last."""
+    begun = replace(request("[[say:something else]]", **params), generated_ids=tuple(said))
+    (end,) = run(loop, begun, delivered_chars=delivered)
+    assert (end.text, end.finish_reason, end.completion_tokens) == expected
+    assert (list(end.token_ids), loop.engine.steps) == ([], 0)
+
+
+def test_the_parsed_answer_of_a_continuation_is_that_of_the_whole(loop: EngineLoop) -> None:
+    begun = replace(request("[[say:one<eos>two]]", skip_special_tokens=False), generated_ids=tuple(b"one<eos>"))
+    end = run(loop, begun, delivered_chars=5, parse=True)[-1]
+    assert end.message is not None
+    assert end.message["content"][0]["value"] == "one<eos>two<eos>"
+
+
+def test_what_is_held_back_when_a_step_raises_is_left_to_the_continuation(loop: EngineLoop) -> None:
+    outputs = run(loop, request("[[say:a EN]][[raise:4]]", stop=["END"]))
+    assert isinstance(outputs[-1].error, EngineBroken)
+    assert "".join(output.text for output in outputs) == "a "
 
 
 class CoarseEngine(ScriptedEngine):

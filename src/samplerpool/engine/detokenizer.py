@@ -32,6 +32,7 @@ class Detokenizer:
     Attributes:
         stopped: a stop string is complete.
         count: tokens so far, up to the one that completed it.
+        delivered: of a continuation, the text that was delivered before.
     """
 
     def __init__(
@@ -53,11 +54,13 @@ class Detokenizer:
         self._held = ""  # given out by the window, kept back because a stop string may begin in it
         self.stopped = False
         self.count = 0
+        self.delivered = ""
         if generated_ids:
             self._replay(generated_ids, delivered_chars)
 
     def _replay(self, generated_ids: Sequence[int], delivered_chars: int) -> None:
         text = self.add(generated_ids)
+        self.delivered = text[:delivered_chars]
         self._held = text[delivered_chars:] + self._held
 
     def add(self, token_ids: Sequence[int]) -> str:
@@ -68,12 +71,14 @@ class Detokenizer:
                 break
             text += self._filter_stop(self._decode(token_id))
             self.count += 1
+        if self.stopped:  # only where a continuation had come so far is anything left
+            text, self._held = text + self._held, ""
         return text
 
     def finish(self) -> str:
         """What was held back, at the end of the tokens."""
         if self.stopped:
-            return ""
+            return self.add(())
         text = self._open_text()[self._shown :]
         self._window, self._settled, self._context, self._shown = [], 0, "", 0
         rest, self._held = self._cut_at_stop(self._held + text), ""

@@ -112,10 +112,6 @@ class EngineLoop:
     ) -> None:
         """Take a checked request. ``listener`` gets ``Admitted``, then outputs in the order of their tokens."""
         params = request.params
-        texts: list[str] | None = None
-        if parse:
-            before = self._codec.decode(request.generated_ids, skip_special_tokens=True) if delivered_chars else ""
-            texts = [before[:delivered_chars]]
         detokenizer = Detokenizer(
             self._codec,
             params.stop or (),
@@ -123,6 +119,7 @@ class EngineLoop:
             generated_ids=request.generated_ids,
             delivered_chars=delivered_chars,
         )
+        texts = [detokenizer.delivered] if parse else None
         self._commands.append(_Live(request, detokenizer, listener, texts))
         self._wake.put(None)
 
@@ -189,9 +186,23 @@ class EngineLoop:
                 request = command.request
                 self._live[request.request_id] = command
                 command.listener([Admitted(request.request_id, request.prompt_ids, request.params.seed or 0)])
-                self._add(request)
+                if (reason := self._complete(command)) is not None:
+                    self._deliver([StepOutput(request.request_id, (), reason)])
+                else:
+                    self._add(request)
             elif self._live.pop(command, None) is not None:
                 self.engine.abort(command)
+
+    def _complete(self, live: _Live) -> FinishReason | None:
+        """How a continuation has ended, where its tokens lack nothing but the word that they are all."""
+        generated_ids, params = live.request.generated_ids, live.request.params
+        if not generated_ids:
+            return None
+        ends = {*(params.stop_token_ids or ()), *(() if params.ignore_eos else self._codec.eos_token_ids)}
+        if live.detokenizer.stopped or generated_ids[-1] in ends:
+            return "stop"
+        full = params.max_new_tokens is not None and len(generated_ids) >= params.max_new_tokens
+        return "length" if full else None
 
     def _add(self, request: EngineRequest) -> None:
         try:
@@ -250,7 +261,8 @@ class EngineLoop:
         live.count += taken
         self._tokens_done += taken
         if reason is not None:
-            text += detokenizer.finish()
+            if reason != "error":  # what is held back may be continued elsewhere, and is then no end of a text
+                text += detokenizer.finish()
             del self._live[output.request_id]
         elif detokenizer.stopped:
             reason = "stop"
