@@ -10,7 +10,8 @@ By whose fault it is::
     │   ├── ModelNotFound          the model's path or hub id leads nowhere, or may not be read
     │   └── DataFileError          an input file that cannot be read at all
     ├── ProtocolError              a malformed frame, or one that breaks the protocol's order
-    ├── TransportError             the peer cannot be reached, refused, or forgot a request
+    ├── TransportError             the peer cannot be reached, or refused
+    │   └── RequestLost            one request, or its answer, did not arrive: send it again
     ├── RequestError               this one request failed; the worker lives
     │   ├── PromptTooLong          prompt (and the tokens asked for) exceed what the worker can hold
     │   ├── UnsupportedParameter   the engine cannot honour a parameter
@@ -108,7 +109,11 @@ class ProtocolError(SamplerPoolError):
 
 
 class TransportError(SamplerPoolError):
-    """The peer cannot be reached, refused the connection, or forgot a request."""
+    """The peer cannot be reached, or refused the connection."""
+
+
+class RequestLost(TransportError):
+    """A request, or its answer, did not arrive; it may be sent again (``sent``: whether it had left this process)."""
 
 
 class RequestError(SamplerPoolError):
@@ -176,7 +181,8 @@ class StartFailed(WorkerError):
 
 
 class WorkerDied(WorkerError):
-    """The worker died while it had work (``worker``, ``text`` received so far)."""
+    """The worker died while it had work (``worker``, ``text`` received so far; where that is known, ``requested``: it
+    was told to end, and ``reason``: how it ended, to go on after "it")."""
 
 
 class RestartLimitReached(WorkerError):

@@ -56,8 +56,9 @@ def test_a_failed_turn_shows_in_the_exit_code(pool: SyncSampler) -> None:
     assert result.stderr == "Error: The scripted engine was told to fail this request.\n"
 
 
-def test_a_worker_that_dies_ends_piped_input(pool: SyncSampler) -> None:
-    result = chat(stdin="[[crash]]\nthree\n")
+def test_piped_input_ends_when_no_worker_is_left() -> None:
+    with SyncSampler.launch(engine="scripted", workers=1, max_restarts=0):
+        result = chat(stdin="[[crash]]\nthree\n")
     assert (result.stdout, result.returncode) == ("\n", 1)
     assert "no worker is left" in result.stderr
 

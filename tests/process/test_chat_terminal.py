@@ -152,18 +152,33 @@ def test_a_failed_turn_is_one_line_and_the_chat_goes_on(pool: SyncSampler) -> No
         ends_with(child, 0)
 
 
-def test_a_worker_killed_in_the_middle_of_an_answer_ends_the_chat(pool: SyncSampler) -> None:
-    assert pool.connection_file is not None
-    with chat("--max-new-tokens", "90000") as child:
-        ask(child, LONG)
-        child.expect_exact("The quick brown")
+def test_an_answer_whose_worker_is_killed_goes_on_and_shows_nothing_of_it() -> None:
+    with SyncSampler.launch(engine="scripted", workers=2) as pool, chat() as child:
+        ask(child, "[[say:one two three four five.]][[pace:0.05]]")
+        child.expect_exact("one")
+        assert pool.connection_file is not None
+        (busy,) = [w for w in pool.connection_file.workers if pool.connection.describe(w.index)["running"]]
+        os.kill(busy.process.pid, signal.SIGKILL)
+        child.expect_exact(" two three four five.\r\n")
+        ask(child, "and on")
+        child.expect_exact("and on\r\n")
+        at_prompt(child)
+        child.send(CTRL_D)
+        ends_with(child, 0)
+
+
+def test_with_no_worker_left_the_chat_ends() -> None:
+    with SyncSampler.launch(engine="scripted", workers=1, max_restarts=0) as pool, chat() as child:
+        ask(child, "[[say:one two three]][[pace:0.05]]")
+        child.expect_exact("one")
+        assert pool.connection_file is not None
         os.kill(pool.connection_file.workers[0].process.pid, signal.SIGKILL)
         child.expect("Error: [^\r\n]*Worker 0 died")
         child.expect_exact("The chat ends here: no worker is left.")
         ends_with(child, 1)
 
 
-def test_another_worker_goes_on_where_one_died() -> None:
+def test_a_question_that_ends_every_worker_is_one_error_and_the_chat_goes_on() -> None:
     with SyncSampler.launch(engine="scripted", workers=2), chat() as child:
         ask(child, "[[crash:2]]some words")
         child.expect("Error: [^\r\n]*Worker . died")

@@ -71,7 +71,7 @@ def test_a_caller_that_raises_does_not_end_the_calls_of_others(connection: PoolC
 def test_a_call_that_is_submitted_while_the_connection_closes_ends(
     connection: PoolConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    peer = connection._peers[0]
+    peer = connection._members.peers[0]
     reserve = peer.reserve
 
     def reserve_and_close(calls: Sequence[Call]) -> None:
@@ -90,7 +90,7 @@ def test_a_fault_of_the_connection_itself_ends_its_calls(
     def broken() -> None:
         raise MemoryError("no more")
 
-    monkeypatch.setattr(connection._peers[0], "receive", broken)
+    monkeypatch.setattr(connection._members.peers[0], "receive", broken)
     ended: queue.SimpleQueue[Call] = queue.SimpleQueue()
     connection.submit(0, [a_call(ended)])
     worker.answer(Failed(1, "EngineError", "unread"))

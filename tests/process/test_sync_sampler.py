@@ -30,7 +30,6 @@ from samplerpool.errors import (
     RenderError,
     UnsupportedParameter,
     UsageError,
-    WorkerDied,
     WrongIncarnation,
 )
 from samplerpool.wire.codec import decode_replies, encode
@@ -128,24 +127,6 @@ def test_many_threads_share_one_sampler(sampler: SyncSampler) -> None:
     assert answers == [f"answer {number} ✓" for number in range(200)]
 
 
-def test_a_worker_killed_in_mid_stream_is_reported_with_what_came(sampler: SyncSampler) -> None:
-    stream = sampler.generate(ENDLESS, max_new_tokens=30000)
-    received = next(stream)
-    assert sampler.connection_file is not None
-    os.kill(sampler.connection_file.workers[0].process.pid, signal.SIGKILL)
-    rest: list[str] = []
-    with pytest.raises(WorkerDied) as caught:
-        rest.extend(stream)
-    assert caught.value.data["text"] == received + "".join(rest)
-    with pytest.raises(WorkerDied, match="No worker of the pool is left"):
-        list(sampler.generate("anybody?"))
-
-
-def test_a_crash_in_the_engine_ends_the_stream(sampler: SyncSampler) -> None:
-    with pytest.raises(WorkerDied):
-        list(sampler.generate("[[say:abc]][[crash:2]]"))
-
-
 def test_a_seed_gives_the_same_answer_at_any_worker_also_one_that_was_drawn(two_workers: SyncSampler) -> None:
     def ask(worker: int, **seed: int) -> tuple[int, str]:
         call = Call(ChatPrompt(to_v1("[[random:12]]"), None, {}), seed)
@@ -158,13 +139,6 @@ def test_a_seed_gives_the_same_answer_at_any_worker_also_one_that_was_drawn(two_
     drawn = ask(0)
     assert drawn[1] != ask(0, seed=7)[1]
     assert ask(1, seed=drawn[0]) == drawn
-
-
-def test_another_worker_serves_when_one_is_gone(two_workers: SyncSampler) -> None:
-    assert two_workers.connection_file is not None
-    os.kill(two_workers.connection_file.workers[0].process.pid, signal.SIGKILL)
-    eventually(lambda: not two_workers.connection.workers()[0].up, "the death is noticed")
-    assert "".join(two_workers.generate("hello")) == "hello"
 
 
 def test_after_a_fork_the_child_is_told_to_connect_again(sampler: SyncSampler) -> None:
@@ -326,26 +300,3 @@ def test_a_huge_malformed_entry_costs_nobody_else_anything(sampler: SyncSampler)
         assert isinstance(reply, Failed)
         assert (reply.request_id, reply.error) == (5, "ProtocolError")
         assert "".join(sampler.generate("still here")) == "still here"
-
-
-def test_every_thread_of_a_crowd_gets_its_end_when_the_worker_dies(sampler: SyncSampler) -> None:
-    assert sampler.connection_file is not None
-    pid = sampler.connection_file.workers[0].process.pid
-    started = threading.Barrier(17)
-
-    def consume() -> str:
-        stream = sampler.generate(ENDLESS, max_new_tokens=30000)
-        next(stream)
-        started.wait(DEADLINE_S)
-        try:
-            for _ in stream:
-                pass
-        except WorkerDied:
-            return "died"
-        return "ended"
-
-    with ThreadPoolExecutor(16) as threads:
-        futures = [threads.submit(consume) for _ in range(16)]
-        started.wait(DEADLINE_S)
-        os.kill(pid, signal.SIGKILL)
-        assert [future.result(DEADLINE_S) for future in futures] == ["died"] * 16

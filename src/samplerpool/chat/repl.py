@@ -19,7 +19,7 @@ HOW_TO_LEAVE = "To leave, type exit or press Ctrl-D. (clear starts a new convers
 
 
 class Ending(Protocol):
-    """How a request ended: ``client.response.Call`` has it."""
+    """How a request ended: ``client.continuation.ContinuedAnswer`` has it."""
 
     finish_reason: str | None
     completion_tokens: int

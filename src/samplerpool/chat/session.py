@@ -49,8 +49,8 @@ def chat_params(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def why_gone(sampler: SyncSampler) -> str | None:
-    """Why no worker can answer any more, or None while one can."""
+    """Why no worker can answer any more, or None while one can, or will."""
     workers = sampler.connection.workers()
-    if any(worker.up for worker in workers):
+    if any(worker.up or worker.coming for worker in workers):
         return None
     return "no worker is left. " + " ".join(worker.down_reason for worker in workers)

@@ -1,7 +1,7 @@
 """A process's connection to the workers of a pool: one I/O thread owns all its sockets.
 
-Any thread may submit and abort; the I/O thread sends, receives, watches the workers, and tells each call's
-``on_update``. Every submitted call ends, whatever becomes of its worker.
+Any thread may submit and abort; the I/O thread sends, receives, watches the workers and follows their pool, and tells
+each call's ``on_update``. Every submitted call ends, whatever becomes of its worker.
 """
 
 from __future__ import annotations
@@ -25,11 +25,15 @@ from typing import Any
 
 import zmq
 
-from samplerpool.client.peer import Peer
+from samplerpool.client import ends
+from samplerpool.client.following import FixedWorkers, Source, source_for
+from samplerpool.client.members import Members
+from samplerpool.client.peer import refuse
 from samplerpool.client.response import Call
+from samplerpool.client.roster import Roster
 from samplerpool.client.routing import WorkerView
-from samplerpool.errors import Aborted, SamplerPoolError, TransportError, UsageError, WorkerDied
-from samplerpool.wire.endpoint import ConnectionFile, ProcessId
+from samplerpool.errors import SamplerPoolError, TransportError, UsageError
+from samplerpool.wire.endpoint import ConnectionFile, ProcessId, WorkerEntry
 from samplerpool.wire.messages import Describe
 
 log = logging.getLogger(__name__)
@@ -42,65 +46,72 @@ __all__ = ["Call", "PoolConnection", "WorkerAddress", "WorkerView"]
 
 @dataclass(frozen=True, slots=True)
 class WorkerAddress:
-    """Where a worker is. ``process`` is known for workers of this machine, whose end is then noticed at once."""
+    """Where a worker is."""
 
     index: int
     endpoint: str
     incarnation: str
-    process: ProcessId | None = None
 
 
 class PoolConnection:
     """See the module's docstring. Use it as a context manager, or ``close`` it.
 
+    Made from addresses, it knows those workers and no others; ``attach`` makes one that follows its pool.
+
     Args:
         workers: at least one.
-        pool: the pool's name, for hints in errors.
     """
 
-    def __init__(self, workers: Sequence[WorkerAddress], pool: str = "") -> None:
+    def __init__(self, workers: Sequence[WorkerAddress]) -> None:
         if not workers:
             raise TransportError("The pool has no worker to connect to.")
-        self._pool = pool
-        self._context = zmq.Context()
-        self._peers = {w.index: Peer(self._context, w.index, w.endpoint, w.incarnation) for w in workers}
-        self._commands: deque[Callable[[], None]] = deque()
-        self._wake_reader, self._wake_writer = _wake_pair()
-        self._owner_pid = os.getpid()
-        self._closing = False
-        self._ended = False
-        self._watched = {
-            descriptor: self._peers[worker.index]
-            for worker in workers
-            if worker.process is not None and (descriptor := self._watch(worker)) is not None
-        }
-        self._thread = threading.Thread(target=self._run, name="samplerpool-io", daemon=True)
-        self._thread.start()
-        self._at_exit = functools.partial(_call, weakref.WeakMethod(self.close))
-        atexit.register(self._at_exit)
+        nobody = ProcessId(0, 0)
+        entries = tuple(WorkerEntry(w.index, w.endpoint, w.incarnation, "", "ready", nobody) for w in workers)
+        pool = ConnectionFile("", "", "", "running", nobody, "", entries)
+        self._start(zmq.Context(), FixedWorkers(pool), Roster(followed=False))
 
     @classmethod
     def attach(cls, connection: ConnectionFile, *, worker: int | None = None) -> PoolConnection:
-        """Connect to the workers of a running pool that are ready.
+        """Connect to the workers of a running pool, and follow what becomes of them.
 
         Args:
             worker: only this one.
 
         Raises:
             UsageError: there is no such worker.
-            TransportError: none is ready.
+            TransportError: none can be used, now or soon.
         """
         chosen = [w for w in connection.workers if worker is None or w.index == worker]
         if not chosen:
             indexes = ", ".join(str(w.index) for w in connection.workers) or "none"
             raise UsageError(f"The pool {connection.pool!r} has no worker {worker}; it has: {indexes}.")
-        ready = [w for w in chosen if w.state == "ready"]
-        if not ready:
-            states = ", ".join(f"worker {w.index} is {w.state}" for w in chosen)
+        if connection.local and not connection.supervisor.alive():
+            raise TransportError(f"The pool {connection.pool!r} has ended; its supervisor is gone.")
+        context = zmq.Context()
+        self = cls.__new__(cls)
+        self._start(context, source_for(context, connection), Roster(connection.pool, worker), connection.local)
+        views = self.workers()
+        if not any(view.up or view.coming for view in views):
+            self.close()
+            states = ", ".join(f"worker {w.index} is {w.state}" for w in chosen) if views else "it has ended"
             raise TransportError(f"No worker of the pool {connection.pool!r} can be used: {states}.")
-        local = connection.local
-        addresses = [WorkerAddress(w.index, w.endpoint, w.incarnation, w.process if local else None) for w in ready]
-        return cls(addresses, connection.pool)
+        return self
+
+    def _start(
+        self, context: zmq.Context[zmq.Socket[bytes]], source: Source, roster: Roster, own_numbers: bool = False
+    ) -> None:
+        self._context = context
+        self._changed = threading.Condition()
+        self._members = Members(context, source, roster, own_numbers=own_numbers, on_change=self._tell_waiting)
+        self._commands: deque[Callable[[], None]] = deque()
+        self._wake_reader, self._wake_writer = _wake_pair()
+        self._owner_pid = os.getpid()
+        self._closing = False
+        self._ended = False
+        self._thread = threading.Thread(target=self._run, name="samplerpool-io", daemon=True)
+        self._thread.start()
+        self._at_exit = functools.partial(_call, weakref.WeakMethod(self.close))
+        atexit.register(self._at_exit)
 
     def __enter__(self) -> PoolConnection:
         return self
@@ -119,20 +130,33 @@ class PoolConnection:
             UsageError: the connection is closed, or was made before a fork.
         """
         self._check_usable()
-        return [peer.view() for peer in self._peers.values()]
+        return self._members.views()
+
+    def wait_until(self, satisfied: Callable[[list[WorkerView]], bool], timeout_s: float) -> bool:
+        """Wait until the workers are as somebody wants them to be; whether they are.
+
+        Raises:
+            UsageError: the connection is closed, also meanwhile.
+        """
+        with self._changed:
+            return self._changed.wait_for(lambda: satisfied(self.workers()), timeout_s)
 
     def messages_received(self) -> int:
         """ZeroMQ messages that have come from all workers."""
-        return sum(peer.messages_received for peer in self._peers.values())
+        return self._members.messages_received
 
     def submit(self, worker_index: int, calls: Sequence[Call]) -> None:
-        """Send calls to a worker, in one message. Each ends, if need be with an error: nothing is raised for a dead
-        worker.
+        """Send calls to a worker, in one message. Each ends, if need be with an error: nothing is raised for a worker
+        that is gone.
 
         Raises:
             UsageError: the connection is closed, or was made before a fork.
         """
-        peer = self._peer(worker_index)
+        self._check_usable()
+        peer = self._members.peers.get(worker_index)
+        if peer is None:
+            self._command(lambda: refuse(calls, worker_index, self._members.why_not(worker_index)))
+            return
         peer.reserve(calls)
         self._command(lambda: peer.send_calls(calls, time.monotonic()))
 
@@ -146,9 +170,12 @@ class PoolConnection:
         """A worker's own description.
 
         Raises:
-            TransportError: no answer within the time, or the worker is gone.
+            TransportError: no answer within the time, or the worker is not there.
         """
-        peer = self._peer(worker_index)
+        self._check_usable()
+        peer = self._members.peers.get(worker_index)
+        if peer is None:
+            raise TransportError(self._members.why_not(worker_index), worker=worker_index)
         answer: concurrent.futures.Future[dict[str, Any]] = concurrent.futures.Future()
 
         def ask() -> None:
@@ -174,12 +201,6 @@ class PoolConnection:
             self._thread.join(CLOSE_TIMEOUT_S)
         atexit.unregister(self._at_exit)
 
-    def _peer(self, worker_index: int) -> Peer:
-        self._check_usable()
-        if worker_index not in self._peers:
-            raise UsageError(f"There is no worker {worker_index}; connected: {sorted(self._peers)}.")
-        return self._peers[worker_index]
-
     def _check_usable(self) -> None:
         if os.getpid() != self._owner_pid:
             raise UsageError("This connection was made before a fork; connect again in the child.")
@@ -198,61 +219,28 @@ class PoolConnection:
 
     # ---- the I/O thread -------------------------------------------------------------------------------------------
 
-    def _watch(self, worker: WorkerAddress) -> int | None:
-        """A pidfd of the worker's process; a process that is gone already is noticed by the first poll."""
-        assert worker.process is not None
-        if not worker.process.alive():
-            self._commands.append(lambda: self._died(self._peers[worker.index]))
-            return None
-        try:
-            return os.pidfd_open(worker.process.pid)
-        except (OSError, AttributeError):
-            return None
-
     def _run(self) -> None:
-        error_for: Callable[[Call], SamplerPoolError] = _closed
+        error_for: Callable[[Call], SamplerPoolError] = ends.closed
         try:
             self._serve()
         except Exception as error:  # a fault of our own: nobody may wait for ever because of it
             log.exception("the connection's I/O thread failed")
             self._closing = True
-            error_for = functools.partial(_failed, f"The connection failed ({type(error).__name__}: {error}).")
+            reason = f"The connection failed ({type(error).__name__}: {error})."
+            error_for = functools.partial(ends.broken, reason)
         self._shut_down(error_for)
 
     def _serve(self) -> None:
-        poller = zmq.Poller()
-        poller.register(self._wake_reader, zmq.POLLIN)
-        for descriptor in self._watched:
-            poller.register(descriptor, zmq.POLLIN)
+        self._members.watch(self._wake_reader)
         check_at = 0.0
         while not self._closing:
-            for peer in self._peers.values():
-                self._register(poller, peer)
-            ready = dict(poller.poll(int(POLL_INTERVAL_S * 1000)))
+            ready = self._members.wait(POLL_INTERVAL_S)
             if self._wake_reader.fileno() in ready:
                 self._take_commands()
-            for peer in self._peers.values():
-                if peer.socket in ready and peer.up:
-                    peer.receive()
-                    peer.flush()
-            for descriptor in [d for d in self._watched if d in ready]:
-                poller.unregister(descriptor)
-                self._died(self._watched.pop(descriptor))
-                os.close(descriptor)
+            self._members.take(ready)
             if time.monotonic() >= check_at:
-                self._check_liveness()
+                self._members.check_liveness()
                 check_at = time.monotonic() + POLL_INTERVAL_S
-
-    @staticmethod
-    def _register(poller: zmq.Poller, peer: Peer) -> None:
-        """Wait for what a worker sends, and for room where something waits to be sent to it."""
-        events = zmq.POLLIN | zmq.POLLOUT if peer.backlog else zmq.POLLIN
-        if peer.up and peer.polled_for != events:
-            poller.register(peer.socket, events)
-            peer.polled_for = events
-        elif not peer.up and peer.polled_for:
-            poller.unregister(peer.socket)
-            peer.polled_for = 0
 
     def _take_commands(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -270,53 +258,21 @@ class PoolConnection:
     def _abort(self, calls: Sequence[Call]) -> None:
         by_worker = itertools.groupby(sorted(calls, key=lambda c: c.worker), key=lambda c: c.worker)
         for index, group in by_worker:
-            if index in self._peers:
-                self._peers[index].abort(list(group))
+            if peer := self._members.peers.get(index):
+                peer.abort(list(group))
 
-    def _died(self, peer: Peer) -> None:
-        if not peer.up:
-            return
-        peer.receive()  # what it sent before its end counts
-        hint = f"samplerpool logs {self._pool} --worker {peer.index}" if self._pool else "its log"
-        reason = f"Worker {peer.index} is gone; {hint} says why."
-        peer.down(reason, functools.partial(_worker_died, peer.index, hint))
-
-    def _check_liveness(self) -> None:
-        now = time.monotonic()
-        for peer in self._peers.values():
-            if peer.up and not peer.check(now):
-                reason = f"Worker {peer.index} has not answered for a long time."
-                peer.down(reason, functools.partial(_failed, reason))
+    def _tell_waiting(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     def _shut_down(self, error_for: Callable[[Call], SamplerPoolError]) -> None:
         self._take_commands()
-        for peer in self._peers.values():
-            peer.close(error_for)
+        self._members.close(error_for)
         self._ended = True
         self._carry_out_commands()  # those that came meanwhile: their calls end at once
-        for descriptor in self._watched:
-            os.close(descriptor)
         self._wake_reader.close()
         self._wake_writer.close()
         self._context.term()
-
-
-def _closed(call: Call) -> SamplerPoolError:
-    return Aborted("The connection was closed by its owner.", text=call.text)
-
-
-def _worker_died(index: int, hint: str, call: Call) -> SamplerPoolError:
-    text = call.text
-    received = f" after {len(call.token_ids)} tokens" if call.token_ids else ""
-    return WorkerDied(
-        f"Worker {index} died while it worked on the request{received} ({hint} says why).",
-        worker=index,
-        text=text,
-    )
-
-
-def _failed(reason: str, call: Call) -> SamplerPoolError:
-    return TransportError(reason, text=call.text)
 
 
 def _wake_pair() -> tuple[socket.socket, socket.socket]:

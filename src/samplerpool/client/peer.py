@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import logging
 import threading
 from collections import deque
@@ -13,8 +14,7 @@ import zmq
 
 from samplerpool.client.liveness import Liveness
 from samplerpool.client.response import Call
-from samplerpool.client.routing import WorkerView
-from samplerpool.errors import ProtocolError, SamplerPoolError, TransportError
+from samplerpool.errors import ProtocolError, RequestLost, SamplerPoolError, TransportError
 from samplerpool.wire.codec import MAX_MESSAGE_BYTES, decode_replies, encode
 from samplerpool.wire.messages import (
     Abort,
@@ -34,8 +34,17 @@ LINGER_MS = 500
 MAX_RECEIVED_AT_ONCE = 256
 
 
+def open_dealer(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
+    """A socket that is connected to a worker or a supervisor."""
+    socket = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.LINGER, LINGER_MS)
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+    socket.connect(endpoint)
+    return socket
+
+
 class Peer:
-    """See the module's docstring. Only ``reserve`` and ``view`` may be called from other threads.
+    """See the module's docstring. Only ``reserve`` and ``outstanding`` may be called from other threads.
 
     Args:
         index: the worker's number in the pool.
@@ -58,10 +67,7 @@ class Peer:
         self._outstanding = 0
         self._outstanding_tokens = 0
         self._fail_with: Callable[[Call], SamplerPoolError] | None = None
-        self.socket = context.socket(zmq.DEALER)
-        self.socket.setsockopt(zmq.LINGER, LINGER_MS)
-        self.socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
-        self.socket.connect(endpoint)
+        self.socket = open_dealer(context, endpoint)
 
     # ---- from any thread ------------------------------------------------------------------------------------------
 
@@ -71,10 +77,10 @@ class Peer:
             self._outstanding += len(calls)
             self._outstanding_tokens += sum(call.tokens_asked for call in calls)
 
-    def view(self) -> WorkerView:
-        """How the worker stands."""
+    def outstanding(self) -> tuple[int, int]:
+        """Unfinished calls, and how many tokens they may still ask for."""
         with self._lock:
-            return WorkerView(self.index, self.up, self._outstanding, self._outstanding_tokens, self.down_reason)
+            return self._outstanding, self._outstanding_tokens
 
     # ---- sending --------------------------------------------------------------------------------------------------
 
@@ -142,23 +148,24 @@ class Peer:
 
     # ---- receiving ------------------------------------------------------------------------------------------------
 
-    def receive(self) -> None:
-        """Take what has come, up to a bound so that other workers have their turn."""
+    def receive(self) -> bool:
+        """Take what has come, up to a bound so that other workers have their turn; whether there may be more."""
         for _ in range(MAX_RECEIVED_AT_ONCE):
             try:
                 data = self.socket.recv(zmq.DONTWAIT)
             except zmq.Again:
-                return
+                return False
             self.messages_received += 1
             for reply in decode_replies(data):
                 self._reply(reply)
             self._liveness.heard()
+        return True
 
     def _reply(self, reply: Reply | Malformed) -> None:
         if isinstance(reply, Pong):
             calls = [(request_id, call.submitted_at) for request_id, call in self._calls.items()]
             for request_id in self._liveness.lost(reply.ping_id, reply.live, calls):
-                error = TransportError(f"Worker {self.index} does not know the request (any more); send it again.")
+                error = RequestLost(f"Worker {self.index} does not know the request (any more); send it again.")
                 self._end(self._calls[request_id], error)
         elif isinstance(reply, Description):
             answer = self.descriptions.pop(reply.request_id, None)
@@ -214,22 +221,41 @@ class Peer:
             self.send([Ping(ping_id)])
         return not self._liveness.unresponsive
 
-    def down(self, reason: str, error_for: Callable[[Call], SamplerPoolError]) -> None:
-        """The worker is of no more use: its calls fail, and so does whatever is sent to it later."""
-        self._fail_with = error_for
+    def lose(self, reason: str) -> None:
+        """The worker is of no more use: nothing more is sent to it or comes of it. Its calls wait for ``fail``."""
+        if not self.up:
+            return
+        self._fail_with = functools.partial(_unsent, reason)
         self.up, self.down_reason = False, reason
         self.socket.close()
         self.backlog.clear()
+        self._fail_descriptions()
+
+    def fail(self, error_for: Callable[[Call], SamplerPoolError]) -> None:
+        """End the calls of a worker that is lost."""
         for call in list(self._calls.values()):
             self._end(call, error_for(call))
-        self._fail_descriptions()
 
     def close(self, error_for: Callable[[Call], SamplerPoolError]) -> None:
         """Abort the calls and close the socket, with a short linger for the aborts."""
         if self.up:
             self.flush()
             self.abort(list(self._calls.values()))
-            self.down("The connection is closed.", error_for)
+            self.lose("The connection is closed.")
+        self._fail_with = error_for
+        self.fail(error_for)
+
+
+def refuse(calls: Sequence[Call], worker: int, reason: str) -> None:
+    """End calls that cannot be sent."""
+    for call in calls:
+        call.worker = worker
+        call.fail(_unsent(reason, call))
+        _tell(call)
+
+
+def _unsent(reason: str, call: Call) -> SamplerPoolError:
+    return RequestLost(f"{reason} The request was not sent.", sent=False, text=call.text)
 
 
 def _tell(call: Call) -> None:

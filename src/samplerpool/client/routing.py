@@ -22,6 +22,8 @@ class WorkerView:
         outstanding: this client's unfinished calls there.
         outstanding_tokens: how many tokens those may still ask for.
         down_reason: why it is not up.
+        coming: it is not up, but its pool is about to bring it back.
+        incarnation: of the process that is meant; empty if there is none.
     """
 
     index: int
@@ -29,6 +31,8 @@ class WorkerView:
     outstanding: int
     outstanding_tokens: int
     down_reason: str = ""
+    coming: bool = False
+    incarnation: str = ""
 
 
 def choose(workers: Sequence[WorkerView], *, preferred: int | None = None) -> int | None:

@@ -15,17 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 from samplerpool.batch.runner import infer
 from samplerpool.client.connection import PoolConnection, WorkerAddress
+from samplerpool.client.continuation import ContinuedAnswer
 from samplerpool.client.response import Call
-from samplerpool.client.routing import Affinity, choose
+from samplerpool.client.routing import Affinity, WorkerView, choose
 from samplerpool.config.arguments import ModelArguments, PoolArguments, SampleArguments
 from samplerpool.config.sampling import sampling_params
 from samplerpool.data.messages import to_v1
 from samplerpool.engine.base import PromptRenderer
-from samplerpool.errors import InvalidParameter, WorkerDied
+from samplerpool.errors import InvalidParameter
 from samplerpool.samplers.base_sampler import BaseSampler
 from samplerpool.types import Dataset, Message, Sample
 from samplerpool.wire.endpoint import ConnectionFile, find_pool
 from samplerpool.wire.messages import ChatPrompt
+
+WORKER_TIMEOUT_S = 300.0
+"""Long enough to load most models once more."""
 
 if TYPE_CHECKING:
     from samplerpool.pool.launcher import LaunchedPool
@@ -43,7 +47,11 @@ class SyncSampler(BaseSampler):
         model_args: how the model was loaded.
         model: the loaded Hugging Face model.
         renderer: renders prompts and parses answers.
+
+    ``worker_timeout_s`` is how long ``generate`` waits for a worker that is coming back when none is there.
     """
+
+    worker_timeout_s = WORKER_TIMEOUT_S
 
     def __init__(self, args: SampleArguments, model_args: ModelArguments, model: Any, renderer: PromptRenderer) -> None:
         from samplerpool.worker.host import HostedWorker
@@ -165,11 +173,13 @@ class SyncSampler(BaseSampler):
             The answer's text as it comes, in non-empty pieces of whole characters. ``last`` tells afterwards how the
             request ended.
 
+        If the worker dies, or cannot go on, another one goes on where it stopped, or the same one when it is back
+        (waited for up to ``worker_timeout_s``): the text is the one that would have come.
+
         Raises:
             RequestError: the request failed.
             InvalidParameter: a parameter that does not exist or is out of range.
-            WorkerDied: with ``data["text"]``, what was received.
-            TransportError: the worker does not answer.
+            WorkerDied: no worker is left, or this request has ended several; with ``data["text"]``, what was received.
         """
         prompt = ChatPrompt(to_v1(messages), tools, dict(template_options or {}))
         given = sampling_params(params).given()
@@ -178,6 +188,16 @@ class SyncSampler(BaseSampler):
         return self._stream(prompt, given)
 
     def _stream(self, prompt: ChatPrompt, params: Mapping[str, Any]) -> Generator[str, None, None]:
+        self._last.answer = answer = ContinuedAnswer(prompt, params)
+        while (worker := self._worker_for(answer)) is not None:
+            yield from self._call(answer, worker)
+            if answer.done:
+                break
+        if answer.error is not None:
+            raise answer.error
+
+    def _call(self, answer: ContinuedAnswer, worker: WorkerView) -> Generator[str, None, None]:
+        """One call to one worker, with the text that comes of it."""
         deltas: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
         def on_update(call: Call) -> None:
@@ -186,32 +206,41 @@ class SyncSampler(BaseSampler):
             if call.done:
                 deltas.put(None)
 
+        prompt, params = answer.next_prompt()
         call = Call(prompt, params, parse=True, on_update=on_update)
-        self._last.call = call
-        worker = self._choose(self._affinity.preferred(prompt.messages))
-        self._affinity.remember(prompt.messages, worker)
-        self.connection.submit(worker, [call])
+        answer.begun(call)
+        self.connection.submit(worker.index, [call])
         try:
             while (delta := deltas.get()) is not None:
                 yield delta
         finally:
             if not call.done:
                 self.connection.abort([call])
-        if call.error is not None:
-            raise call.error
+        answer.ended(call, worker.incarnation)
 
-    def _choose(self, preferred: int | None) -> int:
-        workers = self.connection.workers()
-        chosen = choose(workers, preferred=preferred)
-        if chosen is None:
-            reasons = " ".join(worker.down_reason for worker in workers)
-            raise WorkerDied(f"No worker of the pool is left. {reasons}", text="")
-        return chosen
+    def _worker_for(self, answer: ContinuedAnswer) -> WorkerView | None:
+        """The worker to send it to; one that is coming back is waited for. Without any, the answer ends."""
+        preferred = self._affinity.preferred(answer.prompt.messages)
+        chosen: list[WorkerView] = []
+
+        def decided(workers: list[WorkerView]) -> bool:
+            candidates = [worker for worker in workers if not answer.avoids(worker)]
+            index = choose(candidates, preferred=preferred)
+            chosen[:] = [worker for worker in candidates if worker.index == index]
+            return bool(chosen) or not answer.hopeful(workers)
+
+        self.connection.wait_until(decided, self.worker_timeout_s)
+        if not chosen:
+            workers = self.connection.workers()
+            answer.nobody_left(" ".join(worker.down_reason for worker in workers if worker.down_reason))
+            return None
+        self._affinity.remember(answer.prompt.messages, chosen[0].index)
+        return chosen[0]
 
     @property
-    def last(self) -> Call | None:
-        """This thread's latest call of ``generate``: its seed, tokens, finish reason."""
-        return getattr(self._last, "call", None)
+    def last(self) -> ContinuedAnswer | None:
+        """This thread's latest answer of ``generate``: its text, tokens, seed, finish reason, all workers together."""
+        return getattr(self._last, "answer", None)
 
     def batch_infer(self, dataset: Dataset | str | Path, **params: Any) -> list[Sample]:  # type: ignore[override]
         """Answer every sample of a data set with all workers.

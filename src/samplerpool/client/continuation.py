@@ -1,0 +1,165 @@
+"""One answer, whose worker may be another one halfway. Pure: calls that have ended in, the next one out.
+
+What was received is final. The next worker gets the rendered prompt, the tokens so far, the seed, and how many
+characters were delivered, and goes on as if it had generated them itself: the text is the one that would have come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from samplerpool.client.response import Call
+from samplerpool.client.routing import WorkerView
+from samplerpool.errors import (
+    EngineBroken,
+    QueueFull,
+    RequestLost,
+    Retryable,
+    SamplerPoolError,
+    WorkerDied,
+    WorkerDraining,
+    WrongIncarnation,
+)
+from samplerpool.types import Message, TokenLogprobs
+from samplerpool.wire.messages import ChatPrompt, TokenPrompt
+
+MAX_DEATHS = 3
+"""Workers that may die over one request. It may be what kills them."""
+
+MAX_FRUITLESS = 10
+"""Times in a row that it may be sent again without a token having come."""
+
+_SENT_AGAIN = (WorkerDied, RequestLost, Retryable)
+_LEAVING = (WorkerDraining, WrongIncarnation)
+_REFUSALS = (*_LEAVING, QueueFull)
+
+
+class ContinuedAnswer:
+    """See the module's docstring. Has the fields of the ``Call`` that it would be, had nothing happened.
+
+    Args:
+        prompt: what to answer.
+        params: the sampling parameters given, by name.
+
+    ``error`` and ``finish_reason`` are those of the end; ``worker`` is the latest; ``calls`` is how many there were.
+    """
+
+    def __init__(self, prompt: ChatPrompt, params: Mapping[str, Any]) -> None:
+        self.prompt = prompt
+        self.params = params
+        self.prompt_ids: Sequence[int] = ()
+        self.seed: int | None = None
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
+        self.finish_reason: str | None = None
+        self.message: Message | None = None
+        self.error: SamplerPoolError | None = None
+        self.done = False
+        self.calls = 0
+        self._ended: list[Call] = []
+        self._current: Call | None = None
+        self._deaths = 0
+        self._fruitless = 0
+        self._avoided: dict[tuple[int, str], SamplerPoolError] = {}
+
+    # ---- what has come --------------------------------------------------------------------------------------------
+
+    def _all(self) -> list[Call]:
+        return [*self._ended, *([self._current] if self._current else [])]
+
+    @property
+    def text(self) -> str:
+        """All text so far."""
+        return "".join(call.text for call in self._all())
+
+    @property
+    def token_ids(self) -> list[int]:
+        """All generated tokens so far."""
+        return [token_id for call in self._all() for token_id in call.token_ids]
+
+    @property
+    def logprobs(self) -> list[TokenLogprobs] | None:
+        """One entry a token, where they were asked for."""
+        parts = [call.logprobs for call in self._all() if call.logprobs is not None]
+        return [entry for part in parts for entry in part] if parts else None
+
+    @property
+    def worker(self) -> int:
+        """The latest worker's number."""
+        calls = self._all()
+        return calls[-1].worker if calls else -1
+
+    # ---- how it goes on -------------------------------------------------------------------------------------------
+
+    def next_prompt(self) -> tuple[ChatPrompt | TokenPrompt, Mapping[str, Any]]:
+        """What to send now, and with which parameters."""
+        if not self.prompt_ids:
+            return self.prompt, self.params
+        return TokenPrompt(self.prompt_ids, self.token_ids, len(self.text)), {**self.params, "seed": self.seed}
+
+    def begun(self, call: Call) -> None:
+        """It was sent; what comes is to be found in this call."""
+        self._current = call
+        self.calls += 1
+
+    def avoids(self, worker: WorkerView) -> bool:
+        """Whether that process has refused the request already."""
+        return (worker.index, worker.incarnation) in self._avoided
+
+    def hopeful(self, workers: Sequence[WorkerView]) -> bool:
+        """Whether there will be a worker to send it to, where there is none now."""
+        return any(
+            worker.coming or isinstance(self._avoided.get((worker.index, worker.incarnation)), _LEAVING)
+            for worker in workers
+        )
+
+    def ended(self, call: Call, incarnation: str = "") -> None:
+        """The call has ended: so has the answer, or it is to be sent again.
+
+        Args:
+            incarnation: of the process that it was sent to.
+        """
+        self._current = None
+        self._ended.append(call)
+        if call.accepted:
+            self.prompt_ids, self.seed = call.prompt_ids, call.seed
+        self.completion_tokens = len(self.token_ids)
+        if call.error is None:
+            self.done, self.finish_reason, self.message = True, call.finish_reason, call.message
+            self.prompt_tokens = call.prompt_tokens
+            return
+        self._failed(call, call.error, incarnation)
+
+    def _failed(self, call: Call, error: SamplerPoolError, incarnation: str) -> None:
+        self._fruitless = 0 if call.token_ids else self._fruitless + 1
+        self._deaths += is_death(error)
+        if not isinstance(error, _SENT_AGAIN):
+            self.fail(error)
+        elif self._deaths >= MAX_DEATHS:
+            text = f"{error.message} That happened {self._deaths} times under this request; it is not sent again."
+            self.fail(type(error)(text, **error.data))
+        elif self._fruitless >= MAX_FRUITLESS:
+            self.fail(type(error)(f"{error.message} Given up after {self._fruitless} times.", **error.data))
+        elif isinstance(error, _REFUSALS):
+            self._avoided[call.worker, incarnation] = error
+
+    def nobody_left(self, reasons: str) -> None:
+        """There is no worker to send it to, and none will come."""
+        refusals = [error for error in self._avoided.values() if not isinstance(error, _LEAVING)]
+        if refusals:
+            self.fail(refusals[-1])
+        else:
+            last = self._ended[-1].error if self._ended else None
+            before = f"{last.message} " if isinstance(last, WorkerDied) else ""
+            self.fail(WorkerDied(f"{before}No worker of the pool is left. {reasons}".strip()))
+
+    def fail(self, error: SamplerPoolError) -> None:
+        """End with an error, which tells what was received."""
+        error.data["text"] = self.text
+        self.error, self.finish_reason, self.done = error, "error", True
+
+
+def is_death(error: SamplerPoolError) -> bool:
+    """Whether a request that ended so may have been what ended its worker, or all that the worker did."""
+    return isinstance(error, (WorkerDied, EngineBroken)) and error.data.get("requested") is not True

@@ -1,0 +1,211 @@
+"""The processes that a connection is connected to: their sockets, their ends, and who comes after them.
+
+All of it belongs to the connection's I/O thread, but for ``views`` and what they are made of, which are replaced and
+never changed. ``client.roster`` decides.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import zmq
+
+from samplerpool.client import ends
+from samplerpool.client.following import Source
+from samplerpool.client.peer import Peer
+from samplerpool.client.response import Call
+from samplerpool.client.roster import Change, Join, Retire, Roster, Standing
+from samplerpool.client.routing import WorkerView
+from samplerpool.errors import SamplerPoolError
+from samplerpool.wire.endpoint import WorkerEntry
+
+ErrorFor = Callable[[Call], SamplerPoolError]
+
+
+class Members:
+    """See the module's docstring.
+
+    Args:
+        roster: fresh; it hears of the pool for the first time here.
+        own_numbers: process numbers of the pool mean the same here, so that the end of a process can be seen.
+        on_change: called when anybody has come or gone.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        source: Source,
+        roster: Roster,
+        *,
+        own_numbers: bool,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._context = context
+        self._source = source
+        self._roster = roster
+        self._own_numbers = own_numbers
+        self._on_change = on_change
+        self._poller = zmq.Poller()
+        self._watched: dict[int, Peer] = {}
+        self._stillborn: list[Peer] = []
+        self._received_before = 0
+        self.peers: Mapping[int, Peer] = {}
+        self.standings: Mapping[int, Standing] = {}
+        self._look_at = 0.0
+        if source.socket is not None:
+            self._poller.register(source.socket, zmq.POLLIN)
+        self.look()
+
+    # ---- from any thread ------------------------------------------------------------------------------------------
+
+    def views(self) -> list[WorkerView]:
+        """The workers as they stand now."""
+        peers = self.peers
+        return [_view(standing, peers.get(index)) for index, standing in self.standings.items()]
+
+    def why_not(self, index: int) -> str:
+        """Why a worker cannot be asked anything."""
+        standing = self.standings.get(index)
+        known = ", ".join(map(str, self.standings)) or "none"
+        return standing.reason if standing else f"There is no worker {index}; there are: {known}."
+
+    @property
+    def messages_received(self) -> int:
+        """ZeroMQ messages that have come from all of them."""
+        return self._received_before + sum(peer.messages_received for peer in self.peers.values())
+
+    # ---- what comes -----------------------------------------------------------------------------------------------
+
+    def watch(self, descriptor: Any) -> None:
+        """Let ``wait`` end when this can be read."""
+        self._poller.register(descriptor, zmq.POLLIN)
+
+    def wait(self, longest_s: float) -> set[Any]:
+        """Wait until something has come or is due, and return what."""
+        for peer in self.peers.values():
+            self._register(peer)
+        wait_s = min(longest_s, self._look_at - time.monotonic())
+        return {ready for ready, _ in self._poller.poll(max(0, int(1000 * wait_s) + 1))}
+
+    def _register(self, peer: Peer) -> None:
+        """Wait for what a worker sends, and for room where something waits to be sent to it."""
+        events = zmq.POLLIN | zmq.POLLOUT if peer.backlog else zmq.POLLIN
+        if peer.up and peer.polled_for != events:
+            self._poller.register(peer.socket, events)
+            peer.polled_for = events
+
+    def take(self, ready: set[Any]) -> None:
+        """Deal with what has come."""
+        for peer in self.peers.values():
+            if peer.socket in ready and peer.up:
+                peer.receive()
+                peer.flush()
+        for descriptor in self._watched.keys() & ready:
+            self._process_ended(self._watched[descriptor])
+        if self._source.socket in ready:
+            self._source.receive()
+            self._carry_out(self._roster.update(self._source.pool, time.monotonic()))
+        if time.monotonic() >= self._look_at:
+            self.look()
+
+    def look(self) -> None:
+        """See what has become of the pool."""
+        now = time.monotonic()
+        self._carry_out(self._roster.update(self._source.look(), now))
+        self._look_at = now + (self._source.urgent_s if self._roster.awaiting else self._source.interval_s)
+
+    def check_liveness(self) -> None:
+        """Ask for signs of life where they are due; who has given none for too long counts as gone."""
+        now = time.monotonic()
+        for peer in self.peers.values():
+            if peer.up and not peer.check(now):
+                error_for = functools.partial(ends.unresponsive, peer.index)
+                self._carry_out(self._roster.silent(peer.index, peer.incarnation, now), error_for)
+
+    def _process_ended(self, peer: Peer) -> None:
+        while peer.up and peer.receive():
+            pass  # what it sent before its end counts
+        changes = self._roster.ended(peer.index, peer.incarnation, time.monotonic())
+        self._lose(peer, self._roster.standings()[peer.index].reason)
+        self._carry_out(changes)
+        self._look_at = 0.0
+
+    # ---- who comes and goes ---------------------------------------------------------------------------------------
+
+    def _carry_out(self, changes: Sequence[Change], error_for: ErrorFor | None = None) -> None:
+        retired: list[tuple[Peer, Retire]] = []
+        peers = dict(self.peers)
+        for change in changes:
+            if isinstance(change, Join):
+                peers[change.entry.index] = self._join(change.entry)
+            elif peer := peers.pop(change.index, None):
+                retired.append((peer, change))
+        standings = self._roster.standings()
+        for peer, _ in retired:
+            standing = standings.get(peer.index)
+            self._lose(peer, standing.reason if standing else f"Worker {peer.index} has left the pool.")
+        if peers != self.peers or standings != self.standings:
+            self.peers, self.standings = peers, standings
+            self._on_change()
+        while self._stillborn:
+            self._process_ended(self._stillborn.pop())
+        for peer, change in retired:  # last, so that who hears of it sees the others as they are now
+            self._received_before += peer.messages_received
+            peer.fail(error_for or functools.partial(ends.died, self._roster.pool, peer.index, change.ending))
+
+    def _join(self, entry: WorkerEntry) -> Peer:
+        peer = Peer(self._context, entry.index, entry.endpoint, entry.incarnation)
+        if self._own_numbers and (descriptor := self._pidfd(entry, peer)) is not None:
+            self._watched[descriptor] = peer
+            self._poller.register(descriptor, zmq.POLLIN)
+        return peer
+
+    def _pidfd(self, entry: WorkerEntry, peer: Peer) -> int | None:
+        try:
+            descriptor = os.pidfd_open(entry.process.pid)
+        except ProcessLookupError:
+            descriptor = None
+        except (OSError, AttributeError):  # an older system: the pool will say
+            return None
+        if not entry.process.alive():  # its number may be another's by now
+            self._stillborn.append(peer)
+        return descriptor
+
+    def _lose(self, peer: Peer, reason: str) -> None:
+        if peer.polled_for:
+            self._poller.unregister(peer.socket)
+            peer.polled_for = 0
+        self._unwatch(peer)
+        peer.lose(reason)
+
+    def _unwatch(self, peer: Peer) -> None:
+        for descriptor in [d for d, watched in self._watched.items() if watched is peer]:
+            del self._watched[descriptor]
+            self._poller.unregister(descriptor)
+            os.close(descriptor)
+
+    def close(self, error_for: ErrorFor) -> None:
+        """Close everything."""
+        for peer in self.peers.values():
+            self._unwatch(peer)
+            peer.close(error_for)
+        self._source.close()
+        self._on_change()
+
+
+def _view(standing: Standing, peer: Peer | None) -> WorkerView:
+    calls, tokens = peer.outstanding() if peer else (0, 0)
+    up = standing.open and peer is not None and peer.up and peer.incarnation == standing.incarnation
+    return WorkerView(
+        index=standing.index,
+        up=up,
+        outstanding=calls,
+        outstanding_tokens=tokens,
+        down_reason="" if up else standing.reason,
+        coming=not up and standing.coming,
+        incarnation=standing.incarnation,
+    )
