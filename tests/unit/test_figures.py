@@ -192,6 +192,14 @@ def test_gauges_are_of_workers_that_are_ready() -> None:
     assert samples(book, "completion_tokens") == {("0",): 10, ("1",): 10}
 
 
+def test_restarts_go_on_where_a_worker_is_removed_and_another_comes() -> None:
+    book = MetricsBook()
+    for states in ([0, 3], [0, 4], [0], [0], [0, 0], [0, 1], [0], [0, 2]):
+        book.workers(tuple(WorkerState(index, "ready", restarts, 1) for index, restarts in enumerate(states)))
+    assert samples(book, "worker_restarts") == {("0",): 0, ("1",): 7}
+    assert samples(book, "worker_hangs") == {("0",): 1, ("1",): 3}
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -24,7 +24,8 @@ from samplerpool.pool.exporter import check_metrics
 from samplerpool.pool.logfiles import supervisor_log, tail
 from samplerpool.pool.names import DEFAULT_POOL, check_pool_name, private_pool_name
 from samplerpool.pool.process import spawn_module
-from samplerpool.pool.remote import SLACK_S, HowStopped, describe_pool, stop_pool
+from samplerpool.pool.remote import SLACK_S, HowStopped, stop_pool
+from samplerpool.pool.report import describe_pool
 from samplerpool.pool.rules import LAST_CALL_S, START_FAILURE_GRACE_S
 from samplerpool.pool.settings import PoolSettings
 from samplerpool.wire.endpoint import ConnectionFile, ProcessId, private_folder, running_pools

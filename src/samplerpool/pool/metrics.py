@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from samplerpool.wire.figures import BOUNDS, FIRST_TOKEN_S, TOKEN_S, Buckets, FigureReport
@@ -40,6 +40,7 @@ class WorkerState:
     index: int
     state: str
     restarts: int
+    hangs: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,17 @@ class MetricsBook:
         self._base: dict[int, FigureReport] = {}
         self._latest: dict[int, tuple[str, FigureReport]] = {}
         self._sums: dict[int, FigureReport] = {}
-        self._workers: tuple[WorkerState, ...] = ()
+        self._workers: dict[int, WorkerState] = {}
+        self._left: dict[int, WorkerState] = {}
+        """What workers had counted that were removed; another may come in their place."""
 
     def workers(self, workers: tuple[WorkerState, ...]) -> None:
         """Take the workers' present states."""
-        self._workers = workers
+        present = {worker.index: worker for worker in workers}
+        for index, gone in self._workers.items():
+            if index not in present:
+                self._left[index] = gone
+        self._workers = {index: _further(worker, self._left.get(index)) for index, worker in present.items()}
 
     def take(self, index: int, incarnation: str, report: Mapping[str, Any]) -> bool:
         """Take a worker's report; whether it was one. A new incarnation counts from where the one before ended."""
@@ -86,10 +93,12 @@ class MetricsBook:
     def metrics(self) -> Iterator[Metric]:
         """All that is known now. Gauges only of workers that are ready."""
         sums, workers = dict(sorted(self._sums.items())), self._workers
-        ready = {worker.index for worker in workers if worker.state == "ready"}
-        restarts = {worker.index: worker.restarts for worker in workers}
+        ready = {index for index, worker in workers.items() if worker.state == "ready"}
+        restarts = {index: worker.restarts for index, worker in workers.items()}
         yield _metric("counter", "worker_restarts", "Times that the process was started again.", restarts)
-        up = {worker.index: float(worker.index in ready) for worker in workers}
+        hangs = {index: worker.hangs for index, worker in workers.items()}
+        yield _metric("counter", "worker_hangs", "Times that the process was killed because it hung.", hangs)
+        up = {index: float(index in ready) for index in workers}
         yield _metric("gauge", "worker_ready", "1 while the worker takes requests.", up)
         outcomes: dict[tuple[str, ...], float | Buckets]
         outcomes = {(str(i), outcome): count for i, r in sums.items() for outcome, count in r.outcomes.items()}
@@ -103,6 +112,12 @@ class MetricsBook:
         for key, (name, text) in HISTOGRAMS.items():
             buckets = {i: r.histograms[key] for i, r in sums.items() if key in r.histograms}
             yield _metric("histogram", name, text, buckets, BOUNDS[key])
+
+
+def _further(worker: WorkerState, before: WorkerState | None) -> WorkerState:
+    if before is None:
+        return worker
+    return replace(worker, restarts=worker.restarts + before.restarts, hangs=worker.hangs + before.hangs)
 
 
 def _metric(

@@ -97,7 +97,7 @@ class PoolPolicy:
             case WorkerReady():
                 return self._ready(event, now)
             case WorkerProgress():
-                self.workers[event.index].health.report(event.steps, event.pending)
+                self.workers[event.index].health.report(event.steps, event.pending, now)
                 return []
             case WorkerFailed():
                 return self._failed(event, now)

@@ -97,7 +97,7 @@ class Publication:
             "replacing": policy.replacing,
             "metrics": self.metrics,
             "workers": [
-                {**asdict(entry), "pid": entry.process.pid, "restarts": policy.workers[entry.index].restarts}
+                {**asdict(entry), "pid": entry.process.pid, **_supervision(policy.workers[entry.index])}
                 for entry in connection.workers
                 if entry.index in policy.workers
             ],
@@ -107,3 +107,9 @@ class Publication:
     def remove(self) -> None:
         """Remove the file, and whatever sockets are left. Idempotent."""
         remove_leftovers(self._path, self.connection)
+
+
+def _supervision(worker: Worker) -> dict[str, Any]:
+    moved_at = worker.health.moved_at if worker.state == "ready" else None
+    stalled_s = None if moved_at is None else round(time.monotonic() - moved_at, 1)
+    return {"restarts": worker.restarts, "hangs": worker.hangs, "stalled_s": stalled_s}

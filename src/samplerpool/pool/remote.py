@@ -1,4 +1,4 @@
-"""A running pool from outside: ask how it is, and end it, by its control socket first and by signals if need be."""
+"""A running pool from outside: ask its supervisor, and end it, by its control socket first, else by signals."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ import select
 import signal
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from typing import Any, Literal
 
 import zmq
 
-from samplerpool.client.connection import PoolConnection
 from samplerpool.config.folders import runtime_folders
 from samplerpool.errors import SamplerPoolError, TransportError
 from samplerpool.pool.rules import LAST_CALL_S
@@ -28,14 +25,6 @@ HowStopped = Literal["stopped", "terminated", "killed", "gone"]
 ANSWER_TIMEOUT_S = 3.0
 SLACK_S = 5.0
 _LINGER_MS = 200
-_STATUS_FIELDS = ("index", "pid", "device", "state", "detail", "restarts", "log")
-_LIVE_FIELDS: dict[str, Any] = {
-    "running": None,
-    "queued": None,
-    "tokens_per_s": None,
-    "memory_bytes": None,
-    "uptime_s": None,
-}
 
 
 def ask_supervisor(
@@ -77,63 +66,6 @@ def ask_supervisor(
     if isinstance(reply, Failed):
         raise SamplerPoolError.from_wire(reply.error, reply.message, dict(reply.data))
     raise TransportError(f"The supervisor of pool {connection.pool!r} answered with something else: {reply}.")
-
-
-# ---- how it is ----------------------------------------------------------------------------------------------------
-
-
-def describe_pool(connection: ConnectionFile, timeout_s: float = 2.0) -> dict[str, Any]:
-    """A pool's state, as ``status --json`` prints it. Never fails: what does not answer is told from its file.
-
-    Args:
-        timeout_s: for the supervisor's answer, and again for the workers' together.
-
-    Returns:
-        ``{pool, pid, state, model, engine, uptime_s, workers: [{index, pid, device, state, running, queued,
-        tokens_per_s, memory_bytes, uptime_s, ...}]}``; figures that are not known are None, and ``problem`` says why.
-    """
-    try:
-        pool = ask_supervisor(connection, Describe(1), timeout_s)
-    except SamplerPoolError as error:
-        pool = {**_from_file(connection), "problem": error.message}
-    live = _ask_workers(connection, timeout_s)
-    pool["workers"] = [_worker(entry, live.get(entry["index"])) for entry in pool["workers"]]
-    return pool
-
-
-def _from_file(connection: ConnectionFile) -> dict[str, Any]:
-    return {
-        "pool": connection.pool,
-        "pid": connection.supervisor.pid,
-        "state": connection.state,
-        "model": connection.model,
-        "engine": connection.engine,
-        "uptime_s": time.time() - connection.created,
-        "workers": [{**asdict(entry), "pid": entry.process.pid, "restarts": 0} for entry in connection.workers],
-    }
-
-
-def _ask_workers(connection: ConnectionFile, timeout_s: float) -> dict[int, dict[str, Any] | str]:
-    """Each ready worker's own description, or why there is none."""
-    ready = [entry.index for entry in connection.workers if entry.state == "ready"]
-    if not ready:
-        return {}
-    with PoolConnection.attach(connection) as workers, ThreadPoolExecutor(min(32, len(ready))) as threads:
-
-        def ask(index: int) -> dict[str, Any] | str:
-            try:
-                return workers.describe(index, timeout_s)
-            except SamplerPoolError as error:
-                return error.message
-
-        return dict(zip(ready, threads.map(ask, ready), strict=True))
-
-
-def _worker(entry: dict[str, Any], live: dict[str, Any] | str | None) -> dict[str, Any]:
-    known = {name: entry.get(name) for name in _STATUS_FIELDS}
-    if isinstance(live, dict):
-        return {**_LIVE_FIELDS, **live, **known}
-    return {**_LIVE_FIELDS, **known, **({"problem": live} if live else {})}
 
 
 # ---- its end ------------------------------------------------------------------------------------------------------

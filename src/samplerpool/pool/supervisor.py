@@ -209,7 +209,9 @@ class Supervisor:
                     self._outcome = Outcome(exit_code, self._with_log_tail(error), self._opened, self._policy.deaths)
 
     def _publish(self) -> None:
-        self._book.workers(tuple(WorkerState(w.index, w.state, w.restarts) for w in self._policy.workers.values()))
+        self._book.workers(
+            tuple(WorkerState(w.index, w.state, w.restarts, w.hangs) for w in self._policy.workers.values())
+        )
         try:
             self._publication.publish(self._policy, self._workers.processes)
         except OSError as error:

@@ -18,11 +18,12 @@ class Health:
     steps: int = -1
     moved: bool = True
     stalled: int = 0
+    moved_at: float | None = None
 
-    def report(self, steps: int, pending: bool) -> None:
-        """The worker says how far it is; one without work is well."""
+    def report(self, steps: int, pending: bool, now: float) -> None:
+        """The worker says how far it is; one without work is well. The time is for people to see."""
         if steps != self.steps or not pending:
-            self.moved = True
+            self.moved, self.moved_at = True, now
         self.steps = steps
 
     def probe(self) -> int:
@@ -39,6 +40,7 @@ class Worker:
     Args:
         alive: it has a process.
         restarts: processes that it had before this one.
+        hangs: how many of them hung.
         requested: its process was told to end.
         leaving: it is not wanted any more, and goes with its process.
         deaths: without a stable time between them.
@@ -52,6 +54,7 @@ class Worker:
     pid: int = 0
     alive: bool = False
     restarts: int = 0
+    hangs: int = 0
     description: Mapping[str, Any] = field(default_factory=dict)
     requested: bool = False
     leaving: bool = False
@@ -95,6 +98,7 @@ class Worker:
     def condemn(self, now: float, text: str) -> list[Action]:
         """It hangs: its stacks are asked for, then it is killed."""
         self.hung, self.due = True, now + STACKS_GRACE_S
+        self.hangs += 1
         self.reason, self.detail = f"{text}, and was killed", f"hangs: it {text}"
         return [
             Announce(f"worker {self.index} hangs: it {text}; its stacks go to its log", True),
