@@ -76,6 +76,13 @@ class SamplerPoolError(Exception):
         return cls(message, **data)
 
 
+def log_hint(error: BaseException) -> str:
+    """Where to read more, to be shown behind the error's sentence: for faults of a worker, not of the request."""
+    if isinstance(error, EngineError | EngineBroken) and (request := error.data.get("request")):
+        return f" (request {request}; samplerpool logs may tell more)"
+    return ""
+
+
 def _rebuild(name: str, message: str, data: dict[str, Any]) -> SamplerPoolError:
     return SamplerPoolError.from_wire(name, message, data)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -53,7 +54,8 @@ def test_piped_questions_give_plain_answers(pool: SyncSampler) -> None:
 def test_a_failed_turn_shows_in_the_exit_code(pool: SyncSampler) -> None:
     result = chat(stdin="one\n[[fail]]\nthree\n")
     assert (result.stdout, result.returncode) == ("one\n\nthree\n", 1)
-    assert result.stderr == "Error: The scripted engine was told to fail this request.\n"
+    error = "Error: The scripted engine was told to fail this request."
+    assert re.fullmatch(error + r" \(request w0\.\d+\.2; samplerpool logs may tell more\)\n", result.stderr)
 
 
 def test_piped_input_ends_when_no_worker_is_left() -> None:

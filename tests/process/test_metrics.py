@@ -150,10 +150,12 @@ def test_requests_in_the_log(which: str, logged: list[str], own_folders: Path) -
     secret = "pass phrase"
     with SyncSampler.launch(engine="scripted", devices="cpu", log_requests=which, pool="p") as sampler:
         assert "".join(sampler.generate(f"[[say:{secret}]]")) == secret
-        with pytest.raises(RequestError):
+        with pytest.raises(RequestError) as caught:
             list(sampler.generate(f"[[fail]] {secret}"))
     text = (own_folders / "log" / "p" / "worker-0.log").read_text()
     lines = [line.partition("samplerpool.request: ")[2] for line in text.splitlines() if "samplerpool.request" in line]
     assert [line.split()[1] for line in lines] == [f"outcome={outcome}" for outcome in logged]
+    assert caught.value.data["request"].startswith("w0.")
+    assert which == "none" or lines[-1].split()[0] == f"request={caught.value.data['request']}"
     assert all("prompt_tokens=" in line and "total_ms=" in line for line in lines)
     assert secret not in text

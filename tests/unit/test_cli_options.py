@@ -12,7 +12,7 @@ from samplerpool.cli.main import COMMANDS, main
 from samplerpool.cli.options import arguments_from, model_options, pool_option, sampling_options
 from samplerpool.cli.output import bytes_text, duration_text, number_text, plural
 from samplerpool.config.sampling import PARAMS
-from samplerpool.errors import InvalidParameter, PoolNotFound, StartFailed
+from samplerpool.errors import EngineError, InvalidParameter, PoolNotFound, PromptTooLong, StartFailed
 
 
 def options_of(*arguments: str) -> dict[str, Any]:
@@ -118,6 +118,8 @@ def test_help_lists_the_commands_without_importing_them(monkeypatch: pytest.Monk
     [
         (PoolNotFound("No pool."), 2, "Error: No pool.\n"),
         (StartFailed("Died.", log_tail="x"), 1, "Error: Died.\n"),
+        (EngineError("Oh.", request="w0.1.2"), 1, "Error: Oh. (request w0.1.2; samplerpool logs may tell more)\n"),
+        (PromptTooLong("Long.", request="w0.1.2"), 1, "Error: Long.\n"),
         (FileNotFoundError(2, "No such file", "x.txt"), 1, "Error: [Errno 2] No such file: 'x.txt'\n"),
         (KeyboardInterrupt(), 130, None),
         (ZeroDivisionError("oops"), 1, None),

@@ -125,10 +125,11 @@ def test_a_report_fits_into_one_write_to_a_pipe() -> None:
 def test_the_line_of_a_request() -> None:
     ended = Ended((3, 17), "stop", "", 12, 40, 0.0012, 0.25, 1.5)
     expected = "request=3.17 outcome=stop prompt_tokens=12 completion_tokens=40 "
-    assert request_line(ended) == expected + "prepared_ms=1.2 first_token_ms=250.0 total_ms=1500.0"
+    assert request_line(ended, "") == expected + "prepared_ms=1.2 first_token_ms=250.0 total_ms=1500.0"
     failed = Ended((3, 17), "EngineError", 'It said "no"\nand left.', 0, 0, None, None, 0.5)
-    assert request_line(failed).endswith('total_ms=500.0 error="It said \\"no\\"\\nand left."')
-    assert len(request_line(Ended((1, 1), "EngineError", "x" * 10_000, 0, 0, None, None, 0.5))) < 500
+    assert request_line(failed, "w2").startswith("request=w2.3.17 outcome=EngineError ")
+    assert request_line(failed, "w2").endswith('total_ms=500.0 error="It said \\"no\\"\\nand left."')
+    assert len(request_line(Ended((1, 1), "EngineError", "x" * 10_000, 0, 0, None, None, 0.5), "")) < 500
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,7 @@ def test_the_line_of_a_request() -> None:
 def test_which_requests_are_logged(which: str, logged: list[str], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "samplerpool.request")
     for outcome in ("stop", "Aborted", "EngineError", "LeaseExpired"):
-        RequestLog(which).on_ended(Ended((1, 1), outcome, "", 0, 0, None, None, 0.0))
+        RequestLog(which, "w0").on_ended(Ended((1, 1), outcome, "", 0, 0, None, None, 0.0))
     assert [record.getMessage().split()[1].removeprefix("outcome=") for record in caplog.records] == logged
 
 

@@ -133,7 +133,16 @@ def test_an_error_of_the_engine_is_terminal() -> None:
     table = session()
     table.received(A, [request()], 0.0)
     (action,) = table.produced([RequestOutput((1, 1), 0, (), "", "error", EngineError("broke", token=3))])
-    assert action == Send(A, [Failed(1, "EngineError", "broke", {"token": 3})])
+    assert action == Send(A, [Failed(1, "EngineError", "broke", {"token": 3, "request": "1.1"})])
+
+
+def test_errors_of_requests_that_were_taken_tell_how_the_log_names_them() -> None:
+    table = Session("i1", worker="w3")
+    table.received(A, [request(4), request(5)], 0.0)
+    [_, aborted] = table.received(A, [Abort(4)], 0.0)
+    [broken] = table.produced([RequestOutput((1, 5), 0, (), "", "error", EngineError("broke"))])
+    told = [action.replies[0].data for action in (aborted, broken) if isinstance(action, Send)]  # type: ignore[union-attr]
+    assert told == [{"request": "w3.1.4"}, {"request": "w3.1.5"}]
 
 
 def test_a_lease_is_renewed_by_anything_and_lapses_in_silence() -> None:

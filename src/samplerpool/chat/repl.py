@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from samplerpool.chat.commands import Ask, Clear, Exit, Nothing, interpret
 from samplerpool.chat.console import Console, discard_output
 from samplerpool.chat.transcript import Transcript
-from samplerpool.errors import SamplerPoolError
+from samplerpool.errors import SamplerPoolError, log_hint
 from samplerpool.types import Message
 
 ANSWERED, FAILED, INTERRUPTED = 0, 1, 130
@@ -148,7 +148,7 @@ class Repl:
     def _failed(self, error: Exception) -> int | None:
         self._any_failed = True
         kind = "" if isinstance(error, SamplerPoolError) else f"{type(error).__name__}: "
-        self._console.error(f"Error: {kind}{error}")
+        self._console.error(f"Error: {kind}{error}{log_hint(error)}")
         reason = self._gone()
         if reason is None:
             return None

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from samplerpool import __version__
-from samplerpool.errors import SamplerPoolError, UsageError
+from samplerpool.errors import SamplerPoolError, UsageError, log_hint
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -84,7 +84,7 @@ def report(error: Exception) -> int:
     if isinstance(error, BrokenPipeError):
         _give_up_stdout()
     if isinstance(error, SamplerPoolError):
-        click.echo(f"Error: {error.message}", err=True)
+        click.echo(f"Error: {error.message}{log_hint(error)}", err=True)
         return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
     if isinstance(error, OSError):
         click.echo(f"Error: {error}", err=True)

@@ -208,7 +208,7 @@ class EngineLoop:
         try:
             self.engine.add(request)
         except Exception as error:
-            log.exception("the engine did not take request %s", request.request_id)
+            log.exception("the engine did not take request %d.%d", *request.request_id)
             failure = EngineError(f"The engine raised {type(error).__name__}: {error}")
             self._deliver([StepOutput(request.request_id, (), "error", failure)])
 
@@ -247,7 +247,7 @@ class EngineLoop:
         try:
             return self._with_text(live, output)
         except Exception as error:
-            log.exception("the text of request %s could not be made", output.request_id)
+            log.exception("the text of request %d.%d could not be made", *output.request_id)
             if self._live.pop(output.request_id, None) is not None and output.finish_reason is None:
                 self.engine.abort(output.request_id)
             failure = EngineError(f"Making the text raised {type(error).__name__}: {error}")

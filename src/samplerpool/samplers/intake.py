@@ -107,7 +107,7 @@ class Intake:
             except SamplerPoolError as error:
                 self._refuse(job, error)
             except Exception as error:  # a fault in a template or a tokenizer costs this request alone
-                log.exception("request %s could not be prepared", job.request_id)
+                log.exception("request %d.%d could not be prepared", *job.request_id)
                 self._refuse(job, EngineError(f"Preparing the request raised {type(error).__name__}: {error}"))
             self.prepared += 1
 

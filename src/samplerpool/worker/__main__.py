@@ -133,13 +133,15 @@ async def _run(config: WorkerConfig, status: StatusPipe, log_file: LogFile) -> N
 
 def _serve(config: WorkerConfig, sampler: BaseSampler, model: str) -> WorkerServer:
     facts = {"model": model, "pid": os.getpid(), "device": config.engine.device}
+    worker = f"w{config.index}"
     return WorkerServer(
         sampler,
         config.endpoint,
         config.incarnation,
         lambda: {**facts, "memory_bytes": resident_bytes()},
         config.limits,
-        RequestLog(config.log_requests).on_ended,
+        RequestLog(config.log_requests, worker).on_ended,
+        worker,
     )
 
 

@@ -7,12 +7,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from samplerpool.config.arguments import ClientLimits
+from samplerpool.engine.base import RequestId
 from samplerpool.errors import PromptTooLong, QueueFull, RequestError
 from samplerpool.types import TokenLogprobs
 from samplerpool.wire.messages import Generate
 
 Identity = bytes
 """ZeroMQ's routing id of a connection; nothing durable is keyed on it."""
+
+
+def request_label(worker: str, request_id: RequestId) -> str:
+    """How logs and errors name a request: worker, connection and the client's own number, as in ``w0.3.17``."""
+    client, number = request_id
+    return f"{worker}.{client}.{number}" if worker else f"{client}.{number}"
 
 
 @dataclass(slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 
+from samplerpool.worker.clients import request_label
 from samplerpool.worker.figures import UNREACHABLE, Ended
 
 log = logging.getLogger("samplerpool.request")
@@ -18,24 +19,25 @@ class RequestLog:
 
     Args:
         which: ``errors``, ``all`` or ``none``.
+        worker: its name.
     """
 
-    def __init__(self, which: str) -> None:
+    def __init__(self, which: str, worker: str) -> None:
         self._which = which
+        self._worker = worker
 
     def on_ended(self, ended: Ended) -> None:
         """Write a line about a request, if it is to have one."""
         failed = ended.outcome not in NO_ERRORS
         if self._which == "all" or (failed and self._which == "errors"):
-            log.log(logging.WARNING if failed else logging.INFO, "%s", request_line(ended))
+            log.log(logging.WARNING if failed else logging.INFO, "%s", request_line(ended, self._worker))
 
 
-def request_line(ended: Ended) -> str:
+def request_line(ended: Ended, worker: str) -> str:
     """All that is known of a request's life. Times that do not exist are left out."""
-    client, number = ended.request_id
     times = {"prepared_ms": ended.prepared_s, "first_token_ms": ended.first_token_s, "total_ms": ended.total_s}
     fields = [
-        f"request={client}.{number}",
+        f"request={request_label(worker, ended.request_id)}",
         f"outcome={ended.outcome}",
         f"prompt_tokens={ended.prompt_tokens}",
         f"completion_tokens={ended.completion_tokens}",

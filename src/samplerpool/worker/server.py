@@ -59,6 +59,7 @@ class WorkerServer:
         describe: more facts for ``Description``, beside the sampler's own.
         limits: what clients may ask.
         on_ended: called with every request that was taken and has ended.
+        worker: its name, with which requests are told apart in logs.
     """
 
     def __init__(
@@ -69,12 +70,13 @@ class WorkerServer:
         describe: Callable[[], Mapping[str, Any]] = dict,
         limits: ClientLimits | None = None,
         on_ended: Callable[[Ended], None] = lambda ended: None,
+        worker: str = "",
     ) -> None:
         self._sampler = sampler
         self._describe = describe
         self._on_ended = on_ended
         self._figures = Figures()
-        self._session = Session(incarnation, limits)
+        self._session = Session(incarnation, limits, worker)
         self._outboxes: dict[Identity, Outbox] = {}
         self._produced: list[RequestEvent] = []
         self._produced_lock = threading.Lock()

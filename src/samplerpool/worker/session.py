@@ -36,7 +36,7 @@ from samplerpool.wire.messages import (
     Request,
     Tokens,
 )
-from samplerpool.worker.clients import Client, Clients, Identity, Live
+from samplerpool.worker.clients import Client, Clients, Identity, Live, request_label
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +79,15 @@ class Session:
     Args:
         incarnation: this process's; requests for another are refused.
         limits: what clients may ask of this worker.
+        worker: its name, with which requests are told apart in logs.
 
     ``malformed`` counts messages, or entries of messages, that could not be taken; ``refused`` requests that were
     refused for a limit's sake.
     """
 
-    def __init__(self, incarnation: str, limits: ClientLimits | None = None) -> None:
+    def __init__(self, incarnation: str, limits: ClientLimits | None = None, worker: str = "") -> None:
         self.incarnation = incarnation
+        self._worker = worker
         self.draining = False
         self.malformed = 0
         self.refused = 0
@@ -167,7 +169,9 @@ class Session:
     def _abort(self, client: Client, request_id: int, error: SamplerPoolError) -> list[Action]:
         if self._clients.end(client, request_id) is None:
             return []
-        return [AbortRun((client.number, request_id)), Send(client.identity, [_failed(request_id, error)])]
+        key = (client.number, request_id)
+        failed = _failed(request_id, error, request=request_label(self._worker, key))
+        return [AbortRun(key), Send(client.identity, [failed])]
 
     @staticmethod
     def _refuse(client: Client, request_id: int, error: SamplerPoolError) -> Send:
@@ -205,7 +209,7 @@ class Session:
             return
         self._clients.end(client, request_id)
         if output.error is not None:
-            out.append(_failed(request_id, output.error))
+            out.append(_failed(request_id, output.error, request=request_label(self._worker, output.request_id)))
             return
         if live.token_ids or any(live.texts):  # a continuation may have text left and no token to come
             out.append(Tokens(request_id, live.index, live.token_ids, "".join(live.texts), live.logprobs))
@@ -279,9 +283,9 @@ class Session:
         return actions
 
 
-def _failed(request_id: int, error: SamplerPoolError) -> Failed:
+def _failed(request_id: int, error: SamplerPoolError, **more: str) -> Failed:
     name, message, data = error.to_wire()
-    return Failed(request_id, name, message, _plain(data))
+    return Failed(request_id, name, message, _plain({**data, **more}))
 
 
 def _plain(data: Mapping[str, Any]) -> dict[str, Any]:
