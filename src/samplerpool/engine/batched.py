@@ -7,11 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 
 from samplerpool.config.arguments import EngineConfig
+from samplerpool.config.cgroups import available_memory
 from samplerpool.config.sampling import PARAMS
 from samplerpool.engine.arena import Arena, LayerShape
 from samplerpool.engine.base import (
@@ -297,7 +297,7 @@ def cache_tokens(
     elif model.device.type == "cuda":
         budget = int(torch.cuda.mem_get_info(model.device)[0] * 0.8)
     else:
-        budget = int(psutil.virtual_memory().available * MEMORY_SHARE * config.machine_share)
+        budget = int(available_memory() * MEMORY_SHARE * config.machine_share)
     tokens = min(budget // per_token, most)
     if tokens < least:
         raise StartFailed(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from samplerpool.config.arguments import PoolArguments
+from samplerpool.config.cgroups import cgroup_folders
 from samplerpool.errors import InvalidParameter, StartFailed, UsageError
 
 VISIBLE_VARIABLE = "CUDA_VISIBLE_DEVICES"
@@ -271,7 +272,7 @@ def cpu_budget() -> CpuBudget:
 
 
 def _cgroup_limit() -> float | None:
-    limits = [limit for folder in _cgroup_folders() if (limit := _folder_limit(folder)) is not None]
+    limits = [limit for folder in cgroup_folders("cpu") if (limit := _folder_limit(folder)) is not None]
     return min(limits, default=None)
 
 
@@ -285,20 +286,3 @@ def _folder_limit(folder: Path) -> float | None:
         return cpu_limit_v1(quota, (folder / "cpu.cfs_period_us").read_text().strip())
     except OSError:
         return None
-
-
-def _cgroup_folders() -> list[Path]:
-    """This process's control groups up to the roots: a limit anywhere above holds as well."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    folders: list[Path] = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        root = Path("/sys/fs/cgroup", *(["cpu"] if controllers else []))
-        group = root / path.lstrip("/")
-        folders += [folder for folder in (group, *group.parents) if folder.is_relative_to(root)]
-    return folders
