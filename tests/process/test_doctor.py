@@ -22,6 +22,22 @@ from tests.process.conftest import eventually
 from tests.process.pools import entry, launch, stopped, wait_until
 
 TIMEOUT_S = 90
+QUICK_TORCH = """
+from types import SimpleNamespace as Names
+__version__, version = "2.0", Names(cuda=None)
+backends = Names(cpu=Names(get_cpu_capability=lambda: "quick"))
+cuda = Names(device_count=lambda: 0)
+"""
+
+
+@pytest.fixture
+def quick_torch(own_folders: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module that doctor takes for torch, because torch itself takes a second to import."""
+    module = own_folders / "modules" / "torch.py"
+    module.parent.mkdir()
+    module.write_text(QUICK_TORCH)
+    monkeypatch.setenv("PYTHONPATH", f"{module.parent}:{os.environ.get('PYTHONPATH', '')}")
+    return module
 
 
 def doctor(code: int = 0, **environ: str) -> dict[str, Any]:
@@ -52,7 +68,7 @@ def test_this_machine_can_run_pools() -> None:
     assert "Pools will not run here" not in shown
 
 
-def test_what_a_dead_pool_left_is_told_and_not_touched(own_folders: Path) -> None:
+def test_what_a_dead_pool_left_is_told_and_not_touched(own_folders: Path, quick_torch: Path) -> None:
     pool = launch(pool="gone", private=False)
     worker = entry("gone").process
     os.kill(worker.pid, signal.SIGSTOP)
@@ -74,7 +90,7 @@ def test_what_a_dead_pool_left_is_told_and_not_touched(own_folders: Path) -> Non
         pool._process.wait()
 
 
-def test_a_running_pool_is_no_leftover_and_a_stray_socket_is(own_folders: Path) -> None:
+def test_a_running_pool_is_no_leftover_and_a_stray_socket_is(own_folders: Path, quick_torch: Path) -> None:
     pool = launch(pool="alive")
     stray = own_folders / "run" / "nobody-w0-0123456789ab.sock"
     stray.touch()
@@ -87,7 +103,7 @@ def test_a_running_pool_is_no_leftover_and_a_stray_socket_is(own_folders: Path) 
     pool.stop(5.0)
 
 
-def test_an_open_runtime_folder_fails(own_folders: Path) -> None:
+def test_an_open_runtime_folder_fails(own_folders: Path, quick_torch: Path) -> None:
     folder = own_folders / "open"
     folder.mkdir()
     folder.chmod(0o755)
@@ -108,18 +124,18 @@ def test_the_session_s_folder_of_another_user_is_no_reason_to_fail(
     assert "no permission" in places[f"{session}/samplerpool"].problem
 
 
-def test_a_torch_that_hangs_or_is_missing_fails_and_holds_nobody_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_torch_that_hangs_or_is_broken_fails_and_holds_nobody_up(
+    quick_torch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.13: cannot open')\n")
-    [text] = texts(doctor(1, PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"), "torch", "failure")
+    quick_torch.write_text("raise ImportError('libcudart.so.13: cannot open')\n")
+    [text] = texts(doctor(1), "torch", "failure")
     assert "ImportError: libcudart.so.13: cannot open" in text
-    (tmp_path / "torch.py").write_text("import time\nwhile True: time.sleep(1)\n")
+    quick_torch.write_text("import time\nwhile True: time.sleep(1)\n")
     monkeypatch.setattr(machine, "TORCH_TIMEOUT_S", 0.5)
-    assert look({**os.environ, "PYTHONPATH": str(tmp_path)}).torch.problem == "no answer within 0.5 s"
+    assert look().torch.problem == "no answer within 0.5 s"
 
 
-def test_nvidia_smi_is_asked_who_holds_a_gpu(tmp_path: Path) -> None:
+def test_nvidia_smi_is_asked_who_holds_a_gpu(tmp_path: Path, quick_torch: Path) -> None:
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho '4242, /usr/bin/some, game, 512 MiB'\n")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
