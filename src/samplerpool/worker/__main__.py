@@ -102,10 +102,7 @@ def main() -> int:
 
 async def _run(config: WorkerConfig, status: StatusPipe, log_file: LogFile) -> None:
     keeping = asyncio.create_task(_every(LOG_CHECK_INTERVAL_S, log_file.rotate_if_large))  # native code writes as well
-    signals: asyncio.Queue[int] = asyncio.Queue()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signals.put_nowait, number)
+    signals = _signals()
     building = asyncio.create_task(asyncio.to_thread(_build, config, status))
     told_to_stop = asyncio.create_task(signals.get())
     await asyncio.wait((building, told_to_stop), return_when=asyncio.FIRST_COMPLETED)
@@ -129,6 +126,23 @@ async def _run(config: WorkerConfig, status: StatusPipe, log_file: LogFile) -> N
         sampler.close()
         server.close()
         log.info("stopped")
+
+
+def _signals() -> asyncio.Queue[int]:
+    """Signals to stop, as they come. Those that come when the loop has ended change nothing.
+
+    asyncio's own handlers would write them to a closed descriptor then, which shows in the log as an exception.
+    """
+    signals: asyncio.Queue[int] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def take(number: int, _frame: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(signals.put_nowait, number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, take)
+    return signals
 
 
 def _serve(config: WorkerConfig, sampler: BaseSampler, model: str) -> WorkerServer:
