@@ -83,6 +83,11 @@ def test_a_draining_worker_takes_nothing_and_keeps_its_calls() -> None:
     assert standing(roster) == ("a", False, True)
     assert roster.update(pool(entry(0, "a", "stopping"), state="stopping"), 1) == []
     assert standing(roster) == ("a", False, False)
+    ending = Ending(0, "a", True, "exited with code 0")
+    assert roster.update(pool(entry(0, "a", "stopped"), state="stopping", endings=(ending,)), 2) == [
+        Retire(0, "a", ending)
+    ]
+    assert roster.standings()[0].reason == "Worker 0 was stopped."
 
 
 def test_workers_appear_and_leave() -> None:

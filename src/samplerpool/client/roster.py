@@ -145,8 +145,11 @@ class Roster:
 
     def _retire(self, seat: _Seat, ending: Ending | None) -> Retire:
         retire = Retire(seat.entry.index, seat.joined, ending)
-        how = f" (it {ending.reason})" if ending else ""
-        seat.reason = f"Worker {seat.entry.index} is gone{how}{self._hint(seat)}."
+        if ending.requested if ending else seat.entry.state == "stopping":  # of a pool's end there may be no word
+            seat.reason = f"Worker {seat.entry.index} was stopped."
+        else:
+            how = f" (it {ending.reason})" if ending else ""
+            seat.reason = f"Worker {seat.entry.index} is gone{how}{self._hint(seat)}."
         seat.joined, seat.ended, seat.lost_at = "", seat.joined, None
         return retire
 
