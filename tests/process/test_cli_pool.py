@@ -16,7 +16,10 @@ from typing import Any
 import pexpect
 import pytest
 
+from samplerpool import SyncSampler
+from samplerpool.errors import WorkerError
 from samplerpool.wire.endpoint import ConnectionFile, find_pool, running_pools
+from tests.process.conftest import eventually
 
 SAMPLERPOOL = [sys.executable, "-m", "samplerpool"]
 SCRIPTED = ["launch", "--engine", "scripted"]
@@ -198,6 +201,22 @@ def test_ctrl_c_during_a_detached_launch_leaves_nothing() -> None:
         child.wait()
         assert child.exitstatus == 130
     assert gone(connection)
+
+
+def test_ctrl_c_in_a_stop_that_waits_says_what_becomes_of_the_pool() -> None:
+    with SyncSampler.launch(engine="scripted", devices="cpu", pool="p") as sampler:
+        stream = sampler.generate("[[tokens:100000]][[pace:0.01]]", max_new_tokens=100_000)
+        next(stream)
+        with terminal("stop", "p", "--timeout", "600") as child:
+            eventually(lambda: find_pool("p").state == "stopping", "it is stopping")
+            child.sendintr()
+            child.expect_exact("Pool 'p' goes on stopping without this command; samplerpool stop p --timeout 0 does")
+            child.expect(pexpect.EOF)
+            child.wait()
+            assert child.exitstatus == 130
+        assert "stopped" in run("stop", "p", "--timeout", "0").stdout
+        with pytest.raises(WorkerError, match="was stopped"):
+            list(stream)
 
 
 def test_a_closed_terminal_stops_a_foreground_pool() -> None:

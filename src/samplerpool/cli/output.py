@@ -1,6 +1,9 @@
-"""How figures look on a terminal."""
+"""How figures look on a terminal, and what is said beside them."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
 
 import click
 
@@ -11,6 +14,16 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 def note(text: str) -> None:
     """Say something about the run, apart from the output proper: on stderr."""
     click.echo(text, err=True)
+
+
+@contextlib.contextmanager
+def interruptible(text: str) -> Iterator[None]:
+    """Say what becomes of something that another process does if Ctrl-C ends the waiting for it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        note(f"\n{text}")
+        raise
 
 
 def bytes_text(count: float | None) -> str:

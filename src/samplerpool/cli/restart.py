@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from samplerpool.cli.options import drain_option, pool_argument
-from samplerpool.cli.output import note, plural
+from samplerpool.cli.output import interruptible, note, plural
 from samplerpool.wire.endpoint import find_pool
 
 
@@ -22,6 +22,8 @@ def command(pool: str | None, worker: int | None, timeout_s: float) -> int:
     from samplerpool.pool.change import restart_workers
 
     connection = find_pool(pool)
-    replaced = restart_workers(connection, worker, timeout_s, note)
-    click.echo(f"Pool {connection.pool!r}: {plural(len(replaced), 'worker')} replaced.")
+    name = connection.pool
+    with interruptible(f"Pool {name!r} goes on without this command; samplerpool status {name} shows how far it is."):
+        replaced = restart_workers(connection, worker, timeout_s, note)
+    click.echo(f"Pool {name!r}: {plural(len(replaced), 'worker')} replaced.")
     return 0

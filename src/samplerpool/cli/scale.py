@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from samplerpool.cli.options import drain_option, pool_argument
-from samplerpool.cli.output import note, plural
+from samplerpool.cli.output import interruptible, note, plural
 from samplerpool.wire.endpoint import find_pool
 
 
@@ -22,6 +22,8 @@ def command(pool: str | None, workers: int, timeout_s: float) -> int:
     from samplerpool.pool.change import scale_workers
 
     connection = find_pool(pool)
-    before, now = scale_workers(connection, workers, timeout_s, note)
-    click.echo(f"Pool {connection.pool!r} had {plural(before, 'worker')} and has {now}.")
+    name = connection.pool
+    with interruptible(f"Pool {name!r} goes on without this command; samplerpool status {name} shows how far it is."):
+        before, now = scale_workers(connection, workers, timeout_s, note)
+    click.echo(f"Pool {name!r} had {plural(before, 'worker')} and has {now}.")
     return 0

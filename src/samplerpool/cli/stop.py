@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from samplerpool.cli.options import drain_option, pool_argument
-from samplerpool.cli.output import plural
+from samplerpool.cli.output import interruptible, plural
 from samplerpool.errors import SamplerPoolError, UsageError
 from samplerpool.wire.endpoint import ConnectionFile, find_pool, running_pools
 
@@ -39,10 +39,13 @@ def _stop(connection: ConnectionFile, timeout_s: float) -> bool:
     """Stop one pool and say how; one that resists must not keep the others."""
     from samplerpool.pool.launcher import stop_pool
 
+    pool = connection.pool
+    skip = f"samplerpool stop {pool} --timeout 0 does not wait for what it still runs"
     try:
-        how = stop_pool(connection, timeout_s)
+        with interruptible(f"Pool {pool!r} goes on stopping without this command; {skip}."):
+            how = stop_pool(connection, timeout_s)
     except SamplerPoolError as error:
         click.echo(f"Error: {error.message}", err=True)
         return False
-    click.echo(f"Pool {connection.pool!r} ({plural(len(connection.workers), 'worker')}) {_HOW[how]}.")
+    click.echo(f"Pool {pool!r} ({plural(len(connection.workers), 'worker')}) {_HOW[how]}.")
     return True

@@ -97,10 +97,12 @@ def stop_pool(connection: ConnectionFile, timeout_s: float) -> HowStopped:
 def _end_supervisor(connection: ConnectionFile, supervisor: int | None, timeout_s: float) -> HowStopped:
     if supervisor is None:
         return "gone"
+    patience = 0.0
     with contextlib.suppress(TransportError):
         ask_supervisor(connection, Stop(1, timeout_s), ANSWER_TIMEOUT_S, pidfd=supervisor)
-        if _ended(supervisor, timeout_s + LAST_CALL_S + SLACK_S):
-            return "stopped"
+        patience = timeout_s + LAST_CALL_S + SLACK_S
+    if _ended(supervisor, patience):  # also where it ended, for another reason, while it was asked
+        return "stopped"
     steps: tuple[tuple[signal.Signals, HowStopped], ...] = (
         (signal.SIGTERM, "terminated"),
         (signal.SIGKILL, "killed"),
