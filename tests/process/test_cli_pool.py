@@ -181,6 +181,15 @@ def test_a_foreground_pool_runs_until_ctrl_c() -> None:
     assert gone(connection)
 
 
+def test_a_foreground_pool_that_is_suspended_serves_and_can_be_stopped() -> None:
+    with terminal(*SCRIPTED) as child:
+        child.expect_exact("Running until Ctrl-C.")
+        os.kill(find_pool("default").supervisor.pid, signal.SIGSTOP)  # as Ctrl-Z does
+        assert run("chat", "--once", "[[say:hello]]").stdout == "hello\n"
+        assert "stopped" in run("stop").stdout
+        child.expect(pexpect.EOF)
+
+
 def test_ctrl_c_during_a_foreground_launch_leaves_nothing() -> None:
     with terminal(*SCRIPTED, "--engine-option", "load_s=60") as child:
         child.expect_exact("worker 0: starting")

@@ -98,6 +98,8 @@ def _end_supervisor(connection: ConnectionFile, supervisor: int | None, timeout_
     if supervisor is None:
         return "gone"
     patience = 0.0
+    with contextlib.suppress(ProcessLookupError):  # one that Ctrl-Z has stopped in its terminal cannot answer
+        signal.pidfd_send_signal(supervisor, signal.SIGCONT)
     with contextlib.suppress(TransportError):
         ask_supervisor(connection, Stop(1, timeout_s), ANSWER_TIMEOUT_S, pidfd=supervisor)
         patience = timeout_s + LAST_CALL_S + SLACK_S
