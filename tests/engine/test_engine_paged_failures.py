@@ -10,10 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from transformers.generation.continuous_batching.requests import RequestState, RequestStatus
 
 from samplerpool.config.arguments import EngineConfig
-from samplerpool.engine.base import BATCH, EngineRequest, RequestId
+from samplerpool.engine.base import BATCH, INTERACTIVE, EngineRequest, RequestId
+from samplerpool.engine.budget import FIRST_PATIENCE
 from samplerpool.engine.loop import Admitted, EngineLoop, RequestEvent, RequestOutput
 from samplerpool.engine.paged import PagedEngine
 from samplerpool.engine.paged_manager import CancelSafeScheduler
@@ -183,7 +185,7 @@ def break_after(engine: PagedEngine, steps: int, monkeypatch: pytest.MonkeyPatch
 
     def failing(a_model: Any) -> None:
         if next(left, None) is None:
-            raise MemoryError("no room for the products")
+            raise ValueError("no such product")
         step(a_model)
 
     monkeypatch.setattr(inside, "_generation_step", failing)
@@ -202,7 +204,7 @@ def test_when_its_thread_dies_every_request_ends_once_and_so_do_later_ones(
             loop.submit(request(number, tokens=200), outputs)
         ends = outputs.ends(5)
         assert all(isinstance(end.error, EngineBroken) for end in ends.values())
-        assert all("no room for the products" in end.error.message for end in ends.values() if end.error)
+        assert all("no such product" in end.error.message for end in ends.values() if end.error)
         assert sum(map(len, outputs.tokens.values())) > 2  # what was there before is not lost
         loop.submit(request(7), outputs)
         (late,) = outputs.ends(1).values()
@@ -227,3 +229,103 @@ def test_a_thread_that_dies_while_nobody_asks_is_noticed_by_the_next_who_does(
     with pytest.raises(EngineError, match="ZeroDivisionError"):
         drive(engine, [request(2)])
     assert not engine.has_work()
+
+
+# ---- no memory ------------------------------------------------------------------------------------------------------
+
+
+class Shortage:
+    """Makes steps of the library run out of memory, after they were computed, which is when they did harm."""
+
+    def __init__(self, engine: PagedEngine, fits: Callable[[Any, int], bool], patch: pytest.MonkeyPatch) -> None:
+        inside = library(engine)
+        step = inside._generation_step
+        self.steps = self.failures = 0
+
+        def failing(a_model: Any) -> None:
+            self.steps += 1
+            step(a_model)
+            if not fits(inside.scheduler, self.steps):
+                self.failures += 1
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.5 GiB")
+
+        patch.setattr(inside, "_generation_step", failing)
+
+
+def crowd() -> list[EngineRequest]:
+    """Some with what looks at earlier tokens, and one that is interactive."""
+    shaped = {"repetition_penalty": 1.2, "no_repeat_ngram_size": 3, "logprobs": 1}
+    return [
+        request(n, tokens=20 + 3 * n, priority=INTERACTIVE if n == 4 else BATCH, **(shaped if n % 2 else {}))
+        for n in range(6)
+    ]
+
+
+def told(answers: dict[RequestId, Answer]) -> dict[RequestId, tuple[list[int], str | None, int]]:
+    return {key: (answer.token_ids, answer.finish_reason, len(answer.logprobs)) for key, answer in answers.items()}
+
+
+def test_without_memory_the_youngest_wait_and_all_go_on_with_the_same_tokens(
+    make: Callable[..., PagedEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, wanted = make(max_batch=6), told(drive(make(max_batch=6), crowd()))
+    shortage = Shortage(engine, lambda scheduler, _: len(scheduler.active_requests) <= 2, monkeypatch)
+    assert told(drive(engine, crowd())) == wanted
+    details = engine.stats().details
+    assert details["out_of_memory"] == shortage.failures >= 2
+    assert details["batch_lowered_to"] <= 2
+    assert_nothing_left(engine)
+
+
+@pytest.mark.parametrize("at", [1, 2, 9, 22])
+def test_a_shortage_at_any_step_changes_no_token(
+    make: Callable[..., PagedEngine], monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    engine, wanted = make(max_batch=6), told(drive(make(max_batch=6), crowd()))
+    shortage = Shortage(engine, lambda _, step: step not in (at, at + 1), monkeypatch)
+    assert told(drive(engine, crowd())) == wanted
+    assert shortage.failures == 2
+    assert_nothing_left(engine)
+
+
+def test_prompts_are_cut_smaller_where_large_steps_do_not_fit(
+    make: Callable[..., PagedEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make(max_batch=6)
+    shortage = Shortage(engine, lambda scheduler, _: scheduler.step_tokens <= 20, monkeypatch)
+    long = EngineRequest((2, 0), tuple(prompt_of(100)), params(max_new_tokens=20, temperature=1.0, seed=2), BATCH)
+    wanted = told(drive(make(), [long]))
+    assert told(drive(engine, [long])) == wanted
+    assert shortage.failures >= 2
+    assert engine.stats().details["step_tokens_lowered_to"] <= 20
+
+
+def test_a_request_that_does_not_fit_by_itself_fails_alone(
+    make: Callable[..., PagedEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, wanted = make(max_batch=6), told(drive(make(max_batch=6), crowd()))
+
+    def fits(scheduler: Any, _: int) -> bool:
+        return all(len(state.initial_tokens) < 120 for state in scheduler.active_requests.values())
+
+    Shortage(engine, fits, monkeypatch)
+    large = EngineRequest((2, 0), tuple(prompt_of(150)), params(max_new_tokens=20), BATCH)
+    first, *rest = crowd()
+    answers = drive(engine, [first, large, *rest])
+    failed = answers.pop((2, 0))
+    assert isinstance(failed.error, EngineError)
+    assert failed.error.data == {"tokens": 150}
+    assert told(answers) == wanted
+    assert_nothing_left(engine)
+
+
+def test_memory_that_comes_back_is_used_again(
+    make: Callable[..., PagedEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make(max_batch=6)
+    Shortage(engine, lambda _, step: step != 1, monkeypatch)
+    drive(engine, crowd(), until=bool)
+    assert engine.stats().details["batch_lowered_to"] < 6
+    drive(engine)
+    drive(engine, [request(9, tokens=3 * FIRST_PATIENCE)])
+    assert "batch_lowered_to" not in engine.stats().details

@@ -11,11 +11,12 @@ import torch
 
 from samplerpool.config.arguments import EngineConfig
 from samplerpool.engine.base import BATCH, INTERACTIVE, EngineRequest
-from samplerpool.engine.batched import BatchedEngine, shortage_of_memory
+from samplerpool.engine.batched import BatchedEngine
 from samplerpool.engine.budget import FIRST_PATIENCE
 from samplerpool.engine.dense import DenseEngine
 from samplerpool.engine.padded import PaddedEngine
 from samplerpool.engine.schedule import Copy, Plan
+from samplerpool.engine.shortage import shortage_of_memory
 from samplerpool.errors import EngineError
 from tests.engine_contract import drive, params
 from tests.model_zoo import build as build_model

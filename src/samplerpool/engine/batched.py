@@ -25,7 +25,8 @@ from samplerpool.engine.base import (
 from samplerpool.engine.packed_group import weight_count
 from samplerpool.engine.row_sampler import RowSampler, Sampled, SamplingRow
 from samplerpool.engine.schedule import Copy, Plan, Row, Scheduler
-from samplerpool.errors import EngineError, InvalidParameter, StartFailed
+from samplerpool.engine.shortage import give_back, shortage_of_memory, too_large
+from samplerpool.errors import InvalidParameter, StartFailed
 
 log = logging.getLogger(__name__)
 
@@ -135,10 +136,8 @@ class BatchedEngine(ABC):
             "prefix_hits": scheduler.prefix_hits,
             "prefix_tokens": scheduler.prefix_tokens,
             "preemptions": scheduler.preemptions,
-            "out_of_memory": scheduler.budget.shortages,
+            **scheduler.budget.figures(),
         }
-        if scheduler.budget.lowered:
-            details |= {"batch_lowered_to": scheduler.budget.rows, "step_tokens_lowered_to": scheduler.budget.tokens}
         return EngineStats(len(scheduler.running), scheduler.queued, details)
 
     def close(self) -> None:
@@ -193,9 +192,8 @@ class BatchedEngine(ABC):
         for row in scheduler.running.values():  # what they read of their tokens may be half done
             self._sampling[row.request.request_id] = SamplingRow(row.request.params, row.tokens, row.prompt_tokens)
         rows, tokens = len(scheduler.running), plan.tokens
-        too_large = scheduler.shed(plan, copied=copied)
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        alone = scheduler.shed(plan, copied=copied)
+        give_back(self._device)
         log.warning(
             "a step of %d tokens, with %d requests running, ran out of memory (%s); from now on at most %d tokens and "
             "%d requests",
@@ -205,26 +203,10 @@ class BatchedEngine(ABC):
             scheduler.budget.tokens,
             scheduler.budget.rows,
         )
-        if too_large is None:
+        if alone is None:
             return []
-        del self._sampling[too_large.request.request_id]
-        error = EngineError(
-            f"The request does not fit into the device's memory by itself: computing {tokens:,} of its "
-            f"{len(too_large.tokens):,} tokens ran out of memory ({shortage}). Shorten it, or give the cache less with "
-            "--engine-option cache_gib=N.",
-            tokens=len(too_large.tokens),
-        )
-        return [StepOutput(too_large.request.request_id, (), "error", error)]
-
-
-def shortage_of_memory(error: Exception) -> str | None:
-    """The first line of what an error says, if that is that there is no memory; torch says it in several ways."""
-    text = str(error).partition("\n")[0][:200]
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return text or type(error).__name__
-    if isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text):
-        return text
-    return None
+        del self._sampling[alone.request.request_id]
+        return [StepOutput(alone.request.request_id, (), "error", too_large(shortage, len(alone.tokens)))]
 
 
 def checked_options(engine: str, options: Mapping[str, Any], kinds: Mapping[str, type]) -> dict[str, Any]:

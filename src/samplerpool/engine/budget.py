@@ -33,6 +33,13 @@ class StepBudget:
         """Whether it is below what it was at first."""
         return self.rows < self._most_rows or self.tokens < self._most_tokens
 
+    def figures(self) -> dict[str, int]:
+        """For ``status``: how often there was no memory, and what holds now where that is less than at first."""
+        figures = {"out_of_memory": self.shortages}
+        if self.lowered:
+            figures |= {"batch_lowered_to": self.rows, "step_tokens_lowered_to": self.tokens}
+        return figures
+
     def lower(self, rows: int, tokens: int) -> bool:
         """A step ran out of memory; False if it was too small to be made smaller, and that again and again.
 

@@ -4,11 +4,15 @@ The library's manager computes on a thread of its own and queues the outputs of 
 order of requests is decided here: at most ``max_batch`` of them are inside the manager, the others wait, interactive
 ones in front. An interactive request that finds no place takes that of the youngest batch request, which later
 continues behind the tokens it has: noise depends on seed and position only, so it ends with the same ones.
+
+A step that runs out of memory ends the library's thread. It is started again, and its requests go on the same way,
+fewer at a time.
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -24,11 +28,15 @@ from samplerpool.engine.base import (
     check_prompt,
     check_supported,
 )
+from samplerpool.engine.budget import StepBudget
 from samplerpool.engine.paged_manager import Manager
 from samplerpool.engine.paged_processors import SETTINGS_KEY, RequestSettings
 from samplerpool.engine.row_sampler import RowSampler
+from samplerpool.engine.shortage import shortage_of_memory, too_large
 from samplerpool.errors import EngineError
 from samplerpool.types import FinishReason, TokenLogprobs
+
+log = logging.getLogger(__name__)
 
 STEP_TIMEOUT_S = 0.05
 ONLY_ON_HOST = frozenset(
@@ -66,6 +74,11 @@ class _Live:
         self.limit = min(params.max_new_tokens or 0, max_model_len - len(request.prompt_ids))
         self.end_ids = frozenset(params.stop_token_ids or ()) | (frozenset() if params.ignore_eos else eos_token_ids)
 
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and answer so far."""
+        return len(self.request.prompt_ids) + len(self.token_ids)
+
     def finish_reason(self) -> FinishReason | None:
         """How it has ended, if it has."""
         if self.token_ids and self.token_ids[-1] in self.end_ids:
@@ -102,7 +115,9 @@ class PagedEngine:
         self._sampler = RowSampler(vocab_size, eos_token_ids, model.device)
         on_host = model.device.type == "cpu"
         self._manager = Manager(model, config, max_model_len, self._sampler if on_host else None)
+        self._device = model.device
         self.max_batch = config.max_batch
+        self._budget = StepBudget(config.max_batch, self._manager.most_step_tokens)
         self.vocab_size = model.config.get_text_config().vocab_size
         self._eos_token_ids = eos_token_ids
         self.max_model_len = min(max_model_len, self._manager.longest_request)
@@ -133,13 +148,18 @@ class PagedEngine:
         """What the library's thread has computed since the last call; waits a short time if that is nothing.
 
         Raises:
-            EngineError: that thread has died; all requests have failed.
+            EngineError: that thread has died of something else than want of memory; all requests have failed.
         """
         outputs, self._ready = self._ready, []
         for result in self._manager.router.take(0.0 if outputs else STEP_TIMEOUT_S):
+            if result.error is not None and self._manager.failure():
+                break  # no request's own failure: the thread has died, which is dealt with when all else is told
             outputs += self._outputs_of(result)
-        if not outputs:
-            self._raise_if_dead()
+        if outputs:
+            self._budget.quiet()
+            self._manager.limit_steps(self._budget.tokens)
+        else:
+            outputs += self._recover()
         self._admit()
         return outputs
 
@@ -148,7 +168,7 @@ class PagedEngine:
         if live is None:  # aborted or put back, and this was on its way
             return
         if result.error is not None:
-            yield self._failed(live, result.error)
+            yield self._failed(live, EngineError(f"The paged engine failed: {result.error}"))
         else:
             new = result.generated_tokens[len(live.token_ids) - live.base :]
             live.token_ids += new
@@ -158,20 +178,43 @@ class PagedEngine:
             if new or reason:
                 yield StepOutput(live.request.request_id, new, reason, logprobs=live.take_logprobs(len(new)))
 
-    def _failed(self, live: _Live, message: str) -> StepOutput:
-        """One request that the library refused; if instead its thread died with all of them, that is raised."""
-        self._raise_if_dead()
+    def _failed(self, live: _Live, error: EngineError) -> StepOutput:
         self._forget(live)
-        return StepOutput(live.request.request_id, (), "error", EngineError(f"The paged engine failed: {message}"))
+        return StepOutput(live.request.request_id, (), "error", error)
 
-    def _raise_if_dead(self) -> None:
-        if why := self._manager.failure():
+    def _recover(self) -> list[StepOutput]:
+        """Start the thread again if it ran out of memory, with fewer requests; one too large by itself fails."""
+        failure = self._manager.failure()
+        if failure is None:
+            return []
+        shortage = shortage_of_memory(failure)
+        if shortage is None:
             self._drop_all()
+            why = f"{type(failure).__name__}: {failure}"
             raise EngineError(f"The paged engine has died ({why}). Its worker must be started again.", reason=why)
+        running, tokens = list(self._running.values()), self._manager.step_tokens
+        smaller = self._budget.lower(len(running), tokens if tokens > len(running) else 0)
+        log.warning(
+            "a step of %d tokens, with %d requests running, ran out of memory (%s); from now on at most %d tokens and "
+            "%d requests",
+            tokens,
+            len(running),
+            shortage,
+            self._budget.tokens,
+            self._budget.rows,
+        )
+        self._running.clear()
+        failed = running if not smaller else []
+        for live in reversed(running[len(failed) :]):
+            self._queues[live.request.priority != INTERACTIVE].appendleft(live)
+        del failure  # it holds on to the tensors of the step
+        self._manager.limit_steps(self._budget.tokens)
+        self._manager.restart(self._device)
+        return [self._failed(live, too_large(shortage, live.length)) for live in failed]
 
     def _admit(self) -> None:
         for queue in self._queues:
-            while queue and len(self._running) < self.max_batch:
+            while queue and len(self._running) < self._budget.rows:
                 self._start(queue.popleft())
         interactive = self._queues[0]
         while interactive and (youngest := self._youngest_batch_request()):
@@ -227,7 +270,7 @@ class PagedEngine:
 
     def stats(self) -> EngineStats:
         """Requests inside the manager and before it."""
-        return EngineStats(len(self._running), sum(map(len, self._queues)))
+        return EngineStats(len(self._running), sum(map(len, self._queues)), dict(self._budget.figures()))
 
     def close(self) -> None:
         """Stop the library's thread and drop everything. Idempotent."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import queue
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from transformers.generation.continuous_batching.utils import find_head_dim, fin
 from samplerpool.config.arguments import EngineConfig
 from samplerpool.engine.paged_processors import BatchSampler
 from samplerpool.engine.row_sampler import RowSampler
+from samplerpool.engine.shortage import give_back, shortage_of_memory
 from samplerpool.errors import InvalidParameter, SamplerPoolError, StartFailed
 
 GIB = 2**30
@@ -70,7 +72,18 @@ class CancelSafeScheduler(FIFOScheduler):  # type: ignore[misc]
 
     With double buffering a request may be cancelled while its next token is being computed. Still marked as decoding,
     it would have that step's cache blocks registered after they were freed, which ends the library's loop.
+
+    ``most_tokens`` is a limit for the tokens of a step, and ``step_tokens`` how many the last one had.
     """
+
+    most_tokens = sys.maxsize
+    step_tokens = 0
+
+    def schedule_batch(self, token_budget: int, cache_budget: int) -> Any:
+        """What the next step computes."""
+        scheduled = super().schedule_batch(min(token_budget, self.most_tokens), cache_budget)
+        self.step_tokens = scheduled[2]
+        return scheduled
 
     def reset(self) -> None:
         """Start afresh."""
@@ -165,6 +178,9 @@ class Manager:
         except Exception as error:
             raise StartFailed(_why(model, error)) from error
         self.longest_request: int = infer_max_single_request_tokens(self._manager.batch_processor.cache)
+        self._start()
+
+    def _start(self) -> None:
         # A thread's children inherit whether they are daemons: so the library's thread, which is not made one, cannot
         # keep a process alive whose engine nobody closed.
         starter = threading.Thread(target=self._manager.start, name="samplerpool-paged-starter", daemon=True)
@@ -186,6 +202,25 @@ class Manager:
         return manager
 
     @property
+    def most_step_tokens(self) -> int:
+        """Tokens that a step can have."""
+        return int(self._manager.batch_processor.max_batch_tokens)
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of the last step."""
+        return int(self._scheduler.step_tokens)
+
+    def limit_steps(self, tokens: int) -> None:
+        """Let no later step have more tokens."""
+        self._scheduler.most_tokens = tokens
+
+    @property
+    def _scheduler(self) -> CancelSafeScheduler:
+        scheduler: CancelSafeScheduler = self._manager.batch_processor.scheduler
+        return scheduler
+
+    @property
     def steps(self) -> int:
         """Steps that the library has begun."""
         return self._sampler.steps
@@ -200,14 +235,19 @@ class Manager:
         """Drop a request before the next step; it may have one more output on its way."""
         self._manager.cancel_request(key)
 
-    def failure(self) -> str | None:
+    def failure(self) -> Exception | None:
         """Why the manager no longer works, if it does not."""
         status = self._manager.background_thread_status
         if status.can_accept_new_requests() is None and self._manager.is_running():
             return None
         self._manager.join(time.perf_counter(), STOP_TIMEOUT_S)  # it notes its error last
-        error = status.fatal_error
-        return f"{type(error).__name__}: {error}" if error is not None else "its thread has stopped"
+        return status.fatal_error or RuntimeError("its thread has stopped")
+
+    def restart(self, device: torch.device) -> None:
+        """Go on after a failure, without any of the requests that were there, and with an empty cache."""
+        self._manager.background_thread_status.clear()  # its error holds on to the tensors of the step that failed
+        give_back(device)
+        self._start()
 
     def close(self) -> None:
         """Stop the thread after the present step and free the cache. Idempotent."""
@@ -220,7 +260,7 @@ class Manager:
 
 
 def _why(model: Any, error: Exception) -> str:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if shortage_of_memory(error):
         return (
             f"The key-value cache does not fit into memory ({error}). "
             "Launch with a smaller --max-batch or a smaller --max-model-len."

@@ -1,0 +1,40 @@
+"""Steps that run out of memory: how they are told from other failures, and what is said of them."""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+
+from samplerpool.errors import EngineError
+
+
+def shortage_of_memory(error: Exception) -> str | None:
+    """The first line of what an error says, if that is that there is no memory; torch says it in several ways."""
+    text = str(error).partition("\n")[0][:200]
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return text or type(error).__name__
+    if isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text):
+        return text
+    return None
+
+
+def too_large(shortage: str, length: int) -> EngineError:
+    """The end of a request that does not fit by itself.
+
+    Args:
+        shortage: what torch said.
+        length: tokens of the request so far, which are the error's data.
+    """
+    return EngineError(
+        f"The request does not fit into the device's memory by itself: computing some of its {length:,} tokens ran out "
+        f"of memory ({shortage}). Shorten it, or give the cache less with --engine-option cache_gib=N.",
+        tokens=length,
+    )
+
+
+def give_back(device: torch.device) -> None:
+    """Return what a failed step has left to the device, for the next one to find room in one piece."""
+    if device.type == "cuda":
+        gc.collect()  # a failed step's frames may refer to each other
+        torch.cuda.empty_cache()
