@@ -11,6 +11,7 @@ By whose fault it is::
     │   └── DataFileError          an input file that cannot be read at all
     ├── ProtocolError              a malformed frame, or one that breaks the protocol's order
     ├── TransportError             the peer cannot be reached, or refused
+    │   ├── AccessDenied           the pool does not know the client's key, or the key may not do that
     │   └── RequestLost            one request, or its answer, did not arrive: send it again
     ├── RequestError               this one request failed; the worker lives
     │   ├── PromptTooLong          prompt (and the tokens asked for) exceed what the worker can hold
@@ -117,6 +118,10 @@ class ProtocolError(SamplerPoolError):
 
 class TransportError(SamplerPoolError):
     """The peer cannot be reached, or refused the connection."""
+
+
+class AccessDenied(TransportError):
+    """The pool does not know the client's key (any more), or only its owner's may do what was asked."""
 
 
 class RequestLost(TransportError):

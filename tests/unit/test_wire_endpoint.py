@@ -11,17 +11,10 @@ import pytest
 
 from samplerpool.config.folders import runtime_folder, runtime_folders
 from samplerpool.errors import PoolNameTaken, PoolNotFound, TransportError, UsageError
-from samplerpool.wire.endpoint import (
-    ConnectionFile,
-    ProcessId,
-    WorkerEntry,
-    connection_path,
-    find_pool,
-    ipc_endpoint,
-    name_lock,
-    private_folder,
-    running_pools,
-)
+from samplerpool.wire.addresses import ipc_endpoint
+from samplerpool.wire.endpoint import ConnectionFile, ProcessId, WorkerEntry, connection_path, find_pool, running_pools
+from samplerpool.wire.files import private_folder
+from samplerpool.wire.names import name_lock
 
 
 def connection(pool: str = "p", supervisor: ProcessId | None = None) -> ConnectionFile:

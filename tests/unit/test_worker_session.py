@@ -269,3 +269,32 @@ def test_entries_without_an_id_are_answered_once_a_message() -> None:
     bad = [Malformed(0, "bad")] * 1000
     assert errors(table.received(A, [*bad, Malformed(5, "bad"), *bad], 0.0)) == ["ProtocolError"] * 2
     assert table.malformed == 2001
+
+
+def test_a_revoked_key_ends_its_requests_and_no_others() -> None:
+    table = session()
+    table.received(A, [request(1), request(2)], 0.0, key="ka")
+    table.received(B, [request(1)], 0.0, key="kb")
+    actions = table.revoke(lambda key: key != "ka")
+    assert [a for a in actions if isinstance(a, AbortRun)] == [AbortRun((1, 1)), AbortRun((1, 2))]
+    assert errors(actions) == ["AccessDenied", "AccessDenied"]
+    assert (table.live, table.remembers(A), table.remembers(B)) == (1, False, True)
+    assert table.revoke(lambda key: key != "ka") == []
+    assert table.revoke(lambda key: True) == []
+
+
+def test_without_keys_nobody_is_revoked() -> None:
+    table = session()
+    table.received(A, [request()], 0.0)
+    assert table.revoke(lambda key: False) == []
+
+
+def test_what_a_revoked_client_still_sends_is_not_looked_at() -> None:
+    table = session()
+    table.received(A, [request(1)], 0.0, key="ka")
+    actions = table.denied(A)
+    assert actions[0] == AbortRun((1, 1))
+    told = [reply for a in actions if isinstance(a, Send) for reply in a.replies if isinstance(reply, Failed)]
+    assert [(reply.request_id, reply.error) for reply in told] == [(1, "AccessDenied"), (0, "AccessDenied")]
+    assert (table.live, table.clients) == (0, 0)
+    assert errors(table.denied(A)) == ["AccessDenied"]

@@ -20,6 +20,13 @@ from samplerpool.wire.endpoint import ConnectionFile
 @click.argument("model", required=False)
 @pool_option(f"The pool's name.  [default: {DEFAULT_POOL}]")
 @click.option("--detach", is_flag=True, help="Return when the pool is ready, and leave it running.")
+@click.option(
+    "--listen",
+    metavar="tcp://HOST:PORT",
+    help="Let clients on other machines in, encrypted and with known keys alone. The supervisor has this port, the "
+    "workers the next ones; PORT * means any.",
+)
+@click.option("--advertise", metavar="HOST", help="By which name or address they reach this machine, if not HOST.")
 @model_options
 @limit_options
 @sampling_options
@@ -50,7 +57,7 @@ def _foreground(
 ) -> int:
     from samplerpool.pool.launcher import pool_settings
     from samplerpool.pool.supervisor import Supervisor
-    from samplerpool.wire.endpoint import name_lock
+    from samplerpool.wire.names import name_lock
 
     def opened(connection: ConnectionFile) -> None:
         _say(_ready_text(connection, time.monotonic() - started))
@@ -78,6 +85,11 @@ def _ready_text(connection: ConnectionFile, seconds: float) -> str:
     name = "" if connection.pool == DEFAULT_POOL else f" {connection.pool}"
     option = f" --pool{name}" if name else ""
     devices = ", ".join(worker.device for worker in connection.workers)
+    remote = (
+        f"\n  from elsewhere:  samplerpool keys add NAME{name} > NAME.json   (listens at {connection.endpoint})"
+        if connection.keys is not None
+        else ""
+    )
     return (
         f"Pool {connection.pool!r} is ready after {seconds:.1f} s: {connection.model}, engine {connection.engine}, "
         f"{plural(len(connection.workers), 'worker')} ({devices}).\n"
@@ -85,4 +97,5 @@ def _ready_text(connection: ConnectionFile, seconds: float) -> str:
         f"  answer a file:   samplerpool batch IN.jsonl --output OUT.jsonl{option}\n"
         f"  look at it:      samplerpool status{name}\n"
         f"  stop it:         samplerpool stop{name}"
+        f"{remote}"
     )

@@ -123,6 +123,9 @@ class PoolArguments(ClientLimits, Supervision):
         max_batch: most requests that one worker works on at a time.
         max_model_len: longest prompt plus completion, in tokens; ``None`` means what the model can.
         start_timeout_s: how long a worker may take to become ready.
+        listen: ``tcp://HOST:PORT`` for clients on other machines, encrypted and for known keys alone; port ``*`` or 0
+            means any. ``None`` means this machine's user alone.
+        advertise: the host name or address by which those clients reach this machine, where it is not ``HOST``.
         metrics: ``HOST:PORT`` on which figures are served to Prometheus; ``None`` means nowhere.
         log_requests: which requests get a line in their worker's log as they end: ``errors``, ``all`` or ``none``.
         max_log_bytes: size beyond which a process begins a new log file; three earlier ones are kept.
@@ -136,6 +139,8 @@ class PoolArguments(ClientLimits, Supervision):
     max_batch: int = _setting(128, low=1)
     max_model_len: int | None = _setting(None, low=1)
     start_timeout_s: float = _setting(600.0, low=0)
+    listen: str | None = None
+    advertise: str | None = None
     metrics: str | None = None
     log_requests: str = _setting("errors", choices=LOG_REQUESTS)
     max_log_bytes: int = _setting(DEFAULT_MAX_LOG_BYTES, low=MIN_LOG_BYTES)
@@ -183,6 +188,7 @@ class WorkerConfig:
     Args:
         pool, index: the worker's place.
         endpoint: where its ROUTER binds, for instance ``ipc:///run/user/1000/samplerpool/default-w0-5f2e.sock``.
+        secret_key, known_keys: for ``tcp://``: the pool's secret key, and the file of the keys that are let in.
         incarnation: new at each start; requests name it.
         limits: for its clients.
         cores: CPU cores to be pinned to; empty means all.
@@ -202,6 +208,8 @@ class WorkerConfig:
     model_args: ModelArguments
     sample_args: SampleArguments
     engine: EngineConfig
+    secret_key: str = field(default="", repr=False)
+    known_keys: str = ""
     limits: ClientLimits = ClientLimits()
     cores: tuple[int, ...] = ()
     log: str = ""

@@ -20,7 +20,8 @@ from samplerpool.errors import SamplerPoolError, StartFailed
 from samplerpool.pool.logfiles import supervisor_log
 from samplerpool.pool.settings import PoolSettings
 from samplerpool.pool.supervisor import Outcome, Supervisor
-from samplerpool.wire.endpoint import connection_path, name_lock
+from samplerpool.wire.endpoint import connection_path
+from samplerpool.wire.names import name_lock
 
 
 class Reporter:

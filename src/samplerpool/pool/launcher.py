@@ -18,6 +18,7 @@ from typing import IO, Any
 from samplerpool.config.arguments import ModelArguments, PoolArguments, SampleArguments
 from samplerpool.config.folders import log_folder, runtime_folder, shared_runtime_folder
 from samplerpool.errors import SamplerPoolError, StartFailed, UsageError
+from samplerpool.pool.addresses import network
 from samplerpool.pool.descriptors import close_held, death_pipe
 from samplerpool.pool.devices import plan_workers, usable_devices
 from samplerpool.pool.exporter import check_metrics
@@ -28,7 +29,8 @@ from samplerpool.pool.remote import SLACK_S, HowStopped, stop_pool
 from samplerpool.pool.report import describe_pool
 from samplerpool.pool.rules import LAST_CALL_S, START_FAILURE_GRACE_S
 from samplerpool.pool.settings import PoolSettings
-from samplerpool.wire.endpoint import ConnectionFile, ProcessId, private_folder, running_pools
+from samplerpool.wire.endpoint import ConnectionFile, ProcessId, running_pools
+from samplerpool.wire.files import private_folder
 
 __all__ = ["HowStopped", "LaunchedPool", "describe_pool", "launch_pool", "pool_settings", "stop_pool"]
 
@@ -76,13 +78,16 @@ def pool_settings(
     check_model(model_args, pool_args)
     check_metrics(pool_args.metrics)
     name = check_pool_name(pool_args.pool or (private_pool_name() if private else DEFAULT_POOL))
+    network(pool_args.listen, pool_args.advertise)
     devices = usable_devices(pool_args)
+    plan = tuple(plan_workers(pool_args, devices))
     return PoolSettings(
         pool=name,
         model_args=model_args,
         sample_args=sample_args,
         pool_args=pool_args,
-        plan=tuple(plan_workers(pool_args, devices)),
+        plan=plan,
+        network=network(pool_args.listen, pool_args.advertise, len(plan)),
         devices=tuple(devices),
         folder=_usable_folder(detached),
         log_folder=log_folder().absolute() / name,

@@ -32,7 +32,9 @@ from samplerpool.pool.diagnosis import (
     TorchFacts,
 )
 from samplerpool.pool.names import DEFAULT_POOL
-from samplerpool.wire.endpoint import ConnectionFile, ipc_endpoint, new_incarnation, private_folder
+from samplerpool.wire.addresses import ipc_endpoint, new_incarnation
+from samplerpool.wire.endpoint import ConnectionFile
+from samplerpool.wire.files import private_folder
 
 TORCH_TIMEOUT_S = 60.0
 """The first import of torch after a boot may take half a minute from a slow disk."""

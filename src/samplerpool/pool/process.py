@@ -67,6 +67,8 @@ class WorkerProcess:
         self.config = config
         self.log = log
         self.device = device
+        self.endpoint = "" if config.endpoint.startswith("tcp:") else config.endpoint
+        """Where it was bound; of a port, it says so itself when it is ready."""
         output = open_log(log, go_on=restarted)
         if restarted:
             with contextlib.suppress(OSError):  # the disk is full

@@ -9,11 +9,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from samplerpool.pool.addresses import Addresses
 from samplerpool.pool.policy import PoolPolicy
 from samplerpool.pool.process import WorkerProcess
 from samplerpool.pool.settings import PoolSettings
 from samplerpool.pool.worker import Worker
 from samplerpool.wire.endpoint import ConnectionFile, Ending, ProcessId, WorkerEntry, connection_path, remove_leftovers
+from samplerpool.wire.keys import ClientKeys
 
 MAX_ENDINGS = 64
 """The latest that are kept: clients look at the file far more often than so many workers end."""
@@ -23,11 +25,16 @@ class Publication:
     """The connection file of one pool, from its first writing to its removal.
 
     Args:
-        endpoint: of the control socket.
+        addresses: what clients are told of the pool's sockets.
+        endpoint: where the control socket was bound.
+        keys: what it takes to be let in as the owner, where it takes keys.
     """
 
-    def __init__(self, settings: PoolSettings, endpoint: str) -> None:
+    def __init__(
+        self, settings: PoolSettings, addresses: Addresses, endpoint: str, keys: ClientKeys | None = None
+    ) -> None:
         self._settings = settings
+        self._addresses = addresses
         self._path: Path = connection_path(settings.folder, settings.pool)
         self._started = time.time()
         self.written = False
@@ -39,7 +46,8 @@ class Publication:
             engine=settings.pool_args.engine,
             state="starting",
             supervisor=ProcessId.of(os.getpid()),
-            endpoint=endpoint,
+            endpoint=addresses.told(endpoint),
+            keys=keys,
             log_folder=str(settings.log_folder),
             created=self._started,
         )
@@ -73,14 +81,17 @@ class Publication:
         if process is not None and (entry is None or entry.incarnation != process.config.incarnation):
             entry = WorkerEntry(
                 index=worker.index,
-                endpoint=process.config.endpoint,
+                endpoint="",
                 incarnation=process.config.incarnation,
                 device=process.device,
                 state=worker.state,
                 process=ProcessId.of(process.pid),
                 log=str(process.log),
             )
-        return entry and replace(entry, state=worker.state, detail=worker.detail)
+        if entry is None:
+            return None
+        endpoint = entry.endpoint if process is None else self._addresses.told(process.endpoint)
+        return replace(entry, endpoint=endpoint, state=worker.state, detail=worker.detail)
 
     def describe(self, policy: PoolPolicy) -> dict[str, Any]:
         """Facts and figures for a ``Description``."""

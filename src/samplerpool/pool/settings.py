@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from samplerpool.config.arguments import ModelArguments, PoolArguments, SampleArguments
+from samplerpool.pool.addresses import Network
 from samplerpool.pool.devices import WorkerPlan
 from samplerpool.wire.endpoint import ProcessId
 
@@ -19,6 +20,7 @@ class PoolSettings:
     Args:
         pool: its name.
         plan: one entry a worker.
+        network: where it listens for other machines; None: it does not.
         devices: CUDA devices that the pool may use, as entries of ``CUDA_VISIBLE_DEVICES``; empty means the CPU.
         folder: runtime folder for its sockets and connection file.
         log_folder: one file a worker and one for the supervisor.
@@ -37,6 +39,7 @@ class PoolSettings:
     plan: tuple[WorkerPlan, ...]
     folder: Path
     log_folder: Path
+    network: Network | None = None
     devices: tuple[str, ...] = ()
     keep_logs: bool = True
     detached: bool = False
@@ -57,7 +60,7 @@ class PoolSettings:
     def from_json(cls, text: str) -> PoolSettings:
         """What ``to_json`` described."""
         data: dict[str, Any] = json.loads(text)
-        owner = data["owner"]
+        owner, listening = data["owner"], data["network"]
         return cls(
             **{
                 **data,
@@ -65,6 +68,7 @@ class PoolSettings:
                 "sample_args": SampleArguments(**_tuples(data["sample_args"])),
                 "pool_args": PoolArguments(**data["pool_args"]),
                 "plan": tuple(WorkerPlan(**_tuples(entry)) for entry in data["plan"]),
+                "network": Network(**listening) if listening else None,
                 "devices": tuple(data["devices"]),
                 "folder": Path(data["folder"]),
                 "log_folder": Path(data["log_folder"]),

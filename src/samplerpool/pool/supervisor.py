@@ -20,6 +20,7 @@ from typing import Any
 import zmq
 
 from samplerpool.errors import SamplerPoolError, StartFailed
+from samplerpool.pool.addresses import Addresses
 from samplerpool.pool.control import Command, ControlSocket
 from samplerpool.pool.devices import WorkerPlan, plan_workers
 from samplerpool.pool.events import (
@@ -40,6 +41,7 @@ from samplerpool.pool.events import (
     Terminate,
     Tick,
 )
+from samplerpool.pool.keybook import KeyBook
 from samplerpool.pool.logfiles import tail, worker_log
 from samplerpool.pool.metrics import MetricsBook, WorkerState
 from samplerpool.pool.policy import PoolPolicy
@@ -47,7 +49,9 @@ from samplerpool.pool.publication import Publication
 from samplerpool.pool.rules import PoolRules
 from samplerpool.pool.settings import PoolSettings
 from samplerpool.pool.workerset import Readers, WorkerSet
-from samplerpool.wire.endpoint import ConnectionFile, ipc_endpoint, new_incarnation, private_folder, running_pools
+from samplerpool.wire.addresses import new_incarnation
+from samplerpool.wire.endpoint import ConnectionFile, keys_path, running_pools
+from samplerpool.wire.files import private_folder
 from samplerpool.wire.messages import Restart, Scale
 
 STOP_TIMEOUT_S = 10.0
@@ -86,6 +90,7 @@ class Supervisor:
 
     Raises:
         UsageError: its folder or socket paths cannot be.
+        StartFailed: its address cannot be listened on, or its keys cannot be written down.
     """
 
     def __init__(
@@ -95,17 +100,25 @@ class Supervisor:
         on_open: Callable[[ConnectionFile], None],
     ) -> None:
         incarnation = new_incarnation()
-        endpoint = ipc_endpoint(private_folder(settings.folder), f"{settings.pool}-s-{incarnation}")
+        folder = private_folder(settings.folder)
+        addresses = Addresses(settings.pool, folder, settings.network)
+        self._keys = KeyBook(keys_path(folder, settings.pool)) if settings.network is not None else None
         self._settings = settings
         self._on_progress = on_progress
         self._on_open = on_open
         self._policy = PoolPolicy(len(settings.plan), PoolRules.of(settings.pool_args))
-        self._publication = Publication(settings, endpoint)
-        describe = functools.partial(self._publication.describe, self._policy)
-        self._control = ControlSocket(endpoint, incarnation, describe, self._refusal)
+        try:
+            where = addresses.supervisor(incarnation)
+            self._control = ControlSocket(where, incarnation, self._describe, self._refusal, self._keys)
+        except StartFailed:
+            if self._keys is not None:
+                self._keys.remove()
+            raise
+        owner = self._keys.owner if self._keys is not None else None
+        self._publication = Publication(settings, addresses, self._control.endpoint, owner)
         self._readers: Readers = {}
         self._book = MetricsBook()
-        self._workers = WorkerSet(settings, self._readers, self._feed, self._book)
+        self._workers = WorkerSet(settings, addresses, self._keys, self._readers, self._feed, self._book)
         self._signals: deque[int] = deque()
         self._events: deque[Event] = deque()
         self._feeding = False
@@ -145,14 +158,15 @@ class Supervisor:
 
     def _loop(self) -> Outcome:
         poller = zmq.Poller()
-        poller.register(self._control.socket, zmq.POLLIN)
+        for each in self._control.readable:
+            poller.register(each, zmq.POLLIN)
         watched: set[int] = set()
         while self._outcome is None:
             watched = self._watch(poller, watched)
             for source, _ in poller.poll(self._poll_timeout_ms()):
-                if source is self._control.socket:
+                if not isinstance(source, int):
                     self._serve_control()
-                elif isinstance(source, int) and source in self._readers:  # it may have gone in this very turn
+                elif source in self._readers:  # it may have gone in this very turn
                     self._readers[source]()
             self._feed(Tick())
             if os.getpid() == 1:
@@ -234,6 +248,9 @@ class Supervisor:
             if isinstance(command, Scale):
                 self._workers.plan = self._plan(command.workers)
             self._feed(_event(command))
+
+    def _describe(self) -> dict[str, Any]:
+        return self._publication.describe(self._policy)
 
     def _refusal(self, command: Command) -> SamplerPoolError | None:
         """Why a command cannot be carried out, if it cannot."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from samplerpool.config.arguments import EngineConfig, WorkerConfig
 from samplerpool.errors import SamplerPoolError, StartFailed
+from samplerpool.pool.addresses import Addresses
 from samplerpool.pool.descriptors import close_held, death_pipe
 from samplerpool.pool.devices import worker_environment
 from samplerpool.pool.events import (
@@ -22,12 +23,13 @@ from samplerpool.pool.events import (
     WorkerReady,
     WorkerSpawned,
 )
+from samplerpool.pool.keybook import KeyBook
 from samplerpool.pool.logfiles import tail, worker_log
 from samplerpool.pool.metrics import MetricsBook
 from samplerpool.pool.process import WorkerProcess
 from samplerpool.pool.rules import PoolRules
 from samplerpool.pool.settings import PoolSettings
-from samplerpool.wire.endpoint import ipc_endpoint, new_incarnation, remove_socket
+from samplerpool.wire.addresses import new_incarnation, remove_socket
 
 _log = logging.getLogger(__name__)
 
@@ -39,15 +41,25 @@ class WorkerSet:
     """All workers that have a process.
 
     Args:
+        addresses: where their sockets are bound.
+        keys: who may come in, where others can reach those.
         readers: descriptors to be watched are entered here, and removed with their worker.
         feed: called with each event.
         book: gets the workers' figures.
     """
 
     def __init__(
-        self, settings: PoolSettings, readers: Readers, feed: Callable[[Event], None], book: MetricsBook
+        self,
+        settings: PoolSettings,
+        addresses: Addresses,
+        keys: KeyBook | None,
+        readers: Readers,
+        feed: Callable[[Event], None],
+        book: MetricsBook,
     ) -> None:
         self._settings = settings
+        self._addresses = addresses
+        self._keys = keys
         self._readers = readers
         self._feed = feed
         self._book = book
@@ -81,8 +93,10 @@ class WorkerSet:
         return WorkerConfig(
             pool=settings.pool,
             index=index,
-            endpoint=ipc_endpoint(settings.folder, f"{settings.pool}-w{index}-{incarnation}"),
+            endpoint=self._addresses.worker(index, incarnation),
             incarnation=incarnation,
+            secret_key=self._keys.lock.secret if self._keys is not None else "",
+            known_keys=str(self._keys.path) if self._keys is not None else "",
             model_args=settings.model_args,
             sample_args=settings.sample_args,
             engine=EngineConfig(
@@ -124,6 +138,8 @@ class WorkerSet:
         for report in reports:
             if report["event"] == "metrics" and self._book.take(index, incarnation, report):
                 continue
+            if report["event"] == "ready" and isinstance(endpoint := report.get("endpoint"), str):
+                process.endpoint = endpoint
             event = report_event(index, report)
             if event is None:
                 _log.warning("worker %d reported something unknown: %.200r", index, report)

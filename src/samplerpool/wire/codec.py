@@ -17,18 +17,21 @@ from samplerpool.types import CONTENT_TYPES, ROLES, TokenLogprobs
 from samplerpool.wire.messages import (
     Abort,
     Accepted,
+    AddKey,
     ChatPrompt,
     Describe,
     Description,
     Failed,
     Finished,
     Generate,
+    ListKeys,
     Malformed,
     Ping,
     Pong,
     Reply,
     Request,
     Restart,
+    RevokeKey,
     Scale,
     Stop,
     TokenPrompt,
@@ -47,6 +50,7 @@ MAX_TOKEN_ID = 2**31 - 1
 MAX_REQUEST_ID = 2**53
 
 _GENERATE, _ABORT, _PING, _DESCRIBE, _STOP, _RESTART, _SCALE = 1, 2, 3, 4, 5, 6, 7
+_LIST_KEYS, _ADD_KEY, _REVOKE_KEY = 8, 9, 10
 _ACCEPTED, _TOKENS, _FINISHED, _FAILED, _PONG, _DESCRIPTION = 64, 65, 66, 67, 68, 69
 _CHAT, _TOKEN_IDS = 0, 1
 
@@ -329,6 +333,16 @@ def _decode_scale(entry: list[Any]) -> Scale:
     return Scale(_id(request_id), _count(workers), _seconds(timeout_s))
 
 
+def _decode_add_key(entry: list[Any]) -> AddKey:
+    request_id, name, public_key = _fields(entry, 3)
+    return AddKey(_id(request_id), _text(name), _text(public_key))
+
+
+def _decode_revoke_key(entry: list[Any]) -> RevokeKey:
+    request_id, name = _fields(entry, 2)
+    return RevokeKey(_id(request_id), _text(name))
+
+
 def _decode_accepted(entry: list[Any]) -> Accepted:
     request_id, prompt_ids, seed = _fields(entry, 3)
     return Accepted(_id(request_id), _token_ids(prompt_ids), _count(seed))
@@ -386,6 +400,9 @@ _ENCODERS: dict[type, Callable[[Any], Sequence[Any]]] = {
     Stop: lambda m: (_STOP, m.request_id, m.timeout_s),
     Restart: lambda m: (_RESTART, m.request_id, m.worker, m.timeout_s),
     Scale: lambda m: (_SCALE, m.request_id, m.workers, m.timeout_s),
+    ListKeys: lambda m: (_LIST_KEYS, m.request_id),
+    AddKey: lambda m: (_ADD_KEY, m.request_id, m.name, m.public_key),
+    RevokeKey: lambda m: (_REVOKE_KEY, m.request_id, m.name),
     Accepted: lambda m: (_ACCEPTED, m.request_id, m.prompt_ids, m.seed),
     Tokens: lambda m: (
         (_TOKENS, m.request_id, m.index, m.token_ids, m.text)
@@ -413,6 +430,9 @@ _REQUEST_DECODERS: dict[int, Callable[[list[Any]], Request]] = {
     _STOP: _decode_stop,
     _RESTART: _decode_restart,
     _SCALE: _decode_scale,
+    _LIST_KEYS: lambda entry: ListKeys(_id(_fields(entry, 1)[0])),
+    _ADD_KEY: _decode_add_key,
+    _REVOKE_KEY: _decode_revoke_key,
 }
 
 _REPLY_DECODERS: dict[int, Callable[[list[Any]], Reply]] = {

@@ -1,27 +1,25 @@
-"""Addresses: private folders, socket paths, and the connection file by which a pool is found."""
+"""The connection file, by which a pool is found, and the finding of pools."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import secrets
 import signal
 import socket
-import stat
-import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from samplerpool.config.folders import runtime_folders, shared_runtime_folder
+from samplerpool.config.folders import runtime_folders
 from samplerpool.errors import PoolNameTaken, PoolNotFound, TransportError, UsageError
+from samplerpool.wire.addresses import remove_socket
+from samplerpool.wire.files import check_secret, folder_problem, read_trusted, write_private
+from samplerpool.wire.keys import ClientKeys
+from samplerpool.wire.names import name_lock
 
 FORMAT = 1
-MAX_SOCKET_PATH = 103
-"""Bytes; ``sockaddr_un`` holds 108 on Linux and 104 elsewhere, a zero byte included."""
+_WHAT = "connection file"
 
 
 # ---- processes and hosts ------------------------------------------------------------------------------------------
@@ -60,66 +58,6 @@ class ProcessId:
     def alive(self) -> bool:
         """Whether just this process still runs. Only meaningful on its own host."""
         return self.start_time != 0 and process_start_time(self.pid) == self.start_time
-
-
-# ---- folders and socket paths -------------------------------------------------------------------------------------
-
-
-def private_folder(folder: Path) -> Path:
-    """Make a folder that only this user can enter, and check one that exists.
-
-    Raises:
-        UsageError: it belongs to somebody else, is a link, or is open to others.
-    """
-    hint = "set SAMPLERPOOL_RUNTIME_DIR to a folder of your own"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = os.lstat(folder)
-    except OSError as error:
-        raise UsageError(f"The runtime folder {folder} cannot be made: {error.strerror}; {hint}.") from error
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-        raise UsageError(f"The runtime folder {folder} is not a folder of yours (owner uid {status.st_uid}); {hint}.")
-    if status.st_mode & 0o077:
-        raise UsageError(
-            f"The runtime folder {folder} is open to others (mode {stat.S_IMODE(status.st_mode):o}); "
-            f"run chmod 700 {folder}, or {hint}."
-        )
-    return folder
-
-
-def _is_private(folder: Path) -> bool:
-    try:
-        status = os.lstat(folder)
-    except OSError:
-        return False
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
-
-
-def new_incarnation() -> str:
-    """A name for one start of one process."""
-    return secrets.token_hex(6)
-
-
-def ipc_endpoint(folder: Path, name: str) -> str:
-    """The ``ipc://`` address of a socket file in a private folder.
-
-    Raises:
-        UsageError: the path is too long for the system.
-    """
-    path = str(folder / f"{name}.sock")
-    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
-        raise UsageError(
-            f"The socket path {path} has {len(os.fsencode(path))} bytes; the system takes {MAX_SOCKET_PATH}. "
-            "Set SAMPLERPOOL_RUNTIME_DIR to a shorter folder, or give the pool a shorter name."
-        )
-    return f"ipc://{path}"
-
-
-def remove_socket(endpoint: str) -> None:
-    """Remove an ``ipc://`` address's file, if it is there."""
-    if endpoint.startswith("ipc://"):
-        with contextlib.suppress(OSError):
-            os.unlink(endpoint.removeprefix("ipc://"))
 
 
 # ---- the connection file ------------------------------------------------------------------------------------------
@@ -163,7 +101,8 @@ class Ending:
 class ConnectionFile:
     """All that a client needs to attach. ``state``: starting, running, stopping.
 
-    ``endings`` are the latest ends of worker processes, oldest first.
+    ``endings`` are the latest ends of worker processes, oldest first. ``keys`` are those that it takes to be let in
+    over the network, where the pool listens there.
     """
 
     pool: str
@@ -174,6 +113,7 @@ class ConnectionFile:
     endpoint: str
     workers: tuple[WorkerEntry, ...] = ()
     endings: tuple[Ending, ...] = ()
+    keys: ClientKeys | None = None
     log_folder: str = ""
     created: float = 0.0
     host: str = field(default_factory=socket.gethostname)
@@ -183,7 +123,16 @@ class ConnectionFile:
     @property
     def local(self) -> bool:
         """Whether it speaks of this machine and this boot, so that its process ids mean something here."""
-        return self.host == socket.gethostname() and self.boot == boot_id()
+        return self.host == socket.gethostname() and self.boot == boot_id() != ""
+
+    def for_client(self, keys: ClientKeys) -> ConnectionFile:
+        """A copy to be handed over. What it says of processes means something on the pool's own machine alone, and
+        there too its reader is to ask the pool, because he may not be the one who could read the pool's own file."""
+        return replace(self, keys=keys, boot="", log_folder="")
+
+    def to_json(self) -> str:
+        """The file's text."""
+        return json.dumps(asdict(self), indent=1)
 
     def with_workers(self, workers: tuple[WorkerEntry, ...], state: str) -> ConnectionFile:
         """A copy with the workers' present state."""
@@ -191,7 +140,7 @@ class ConnectionFile:
 
     def write(self, path: Path) -> None:
         """Replace the file atomically; nobody but the owner may read it."""
-        write_private(path, json.dumps(asdict(self), indent=1))
+        write_private(path, self.to_json())
 
     @classmethod
     def read(cls, path: Path) -> ConnectionFile:
@@ -199,21 +148,16 @@ class ConnectionFile:
 
         Raises:
             PoolNotFound: there is none.
-            TransportError: it is not one, or belongs to somebody else.
+            TransportError: it is not one, belongs to somebody else, or could have been changed or read by others.
         """
+        text, mode = read_trusted(path, _WHAT)
         try:
-            with open(path, encoding="utf-8") as file:
-                owner = os.fstat(file.fileno()).st_uid
-                if owner not in (os.getuid(), 0):
-                    raise TransportError(f"The connection file {path} belongs to uid {owner}; it is not trusted.")
-                data = json.load(file)
-            return _connection_from(data)
-        except FileNotFoundError as error:
-            raise PoolNotFound(f"There is no connection file {path}; is the pool running?") from error
-        except OSError as error:
-            raise TransportError(f"The connection file {path} cannot be read: {error.strerror}.") from error
-        except (ValueError, TypeError, KeyError) as error:
+            connection = _connection_from(json.loads(text))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise TransportError(f"{path} is not a connection file of this release: {error}.") from error
+        if connection.keys is not None and connection.keys.secret:
+            check_secret(path, _WHAT, mode)
+        return connection
 
 
 def _connection_from(data: Any) -> ConnectionFile:
@@ -222,20 +166,9 @@ def _connection_from(data: Any) -> ConnectionFile:
     workers = tuple(WorkerEntry(**{**w, "process": ProcessId(**w["process"])}) for w in data["workers"])
     endings = tuple(Ending(**ending) for ending in data["endings"])
     supervisor = ProcessId(**data["supervisor"])
-    return ConnectionFile(**{**data, "workers": workers, "endings": endings, "supervisor": supervisor})
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file of mode 0600 so that readers see the old one or the new one, never a part."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    keys = ClientKeys(**data["keys"]) if data["keys"] else None
+    parts = {"workers": workers, "endings": endings, "supervisor": supervisor, "keys": keys}
+    return ConnectionFile(**{**data, **parts})
 
 
 # ---- finding pools ------------------------------------------------------------------------------------------------
@@ -256,7 +189,7 @@ def running_pools(*, holding: str | None = None) -> list[ConnectionFile]:
     """
     found: dict[str, ConnectionFile] = {}
     for folder in runtime_folders():
-        if not _is_private(folder):
+        if folder_problem(folder):
             continue
         for path in sorted(folder.glob("*.json")):
             with contextlib.suppress(TransportError, PoolNotFound):
@@ -284,8 +217,33 @@ def _end_orphans(connection: ConnectionFile) -> None:
                 os.killpg(worker.process.pid, signal.SIGKILL)
 
 
+def distrusted() -> list[str]:
+    """Why pools that might be there were not looked at: a sentence for each folder and file."""
+    problems: list[str] = []
+    for folder in runtime_folders():
+        problem = folder_problem(folder)
+        if problem is not None:
+            problems.append(problem)
+            continue
+        for path in sorted(folder.glob("*.json")):
+            try:
+                ConnectionFile.read(path)
+            except TransportError as error:
+                problems.append(error.message)
+            except PoolNotFound:  # it has just ended
+                pass
+    return problems
+
+
+def keys_path(folder: Path, pool: str) -> Path:
+    """Where a pool's known keys are kept."""
+    return folder / f"{pool}.keys"
+
+
 def remove_leftovers(path: Path, connection: ConnectionFile) -> None:
-    """Remove a dead pool's connection file, sockets and lock file."""
+    """Remove a dead pool's connection file, sockets, known keys and lock file."""
+    with contextlib.suppress(OSError):
+        keys_path(path.parent, connection.pool).unlink()
     for endpoint in (connection.endpoint, *(worker.endpoint for worker in connection.workers)):
         remove_socket(endpoint)
     with contextlib.suppress(OSError):
@@ -307,44 +265,14 @@ def find_pool(name: str | None = None) -> ConnectionFile:
             if pool.pool == name:
                 return pool
         running = f"running: {', '.join(names)}" if names else "none is running"
-        raise PoolNotFound(f"There is no pool {name!r} ({running}). Start it with: samplerpool launch --pool {name}")
+        raise _not_found(f"There is no pool {name!r} ({running}). Start it with: samplerpool launch --pool {name}")
     if not pools:
-        raise PoolNotFound("No pool is running. Start one with: samplerpool launch --detach, or give --model.")
+        raise _not_found("No pool is running. Start one with: samplerpool launch --detach, or give --model.")
     if len(pools) > 1:
         raise PoolNotFound(f"{len(pools)} pools are running: {', '.join(names)}. Say which one with --pool NAME.")
     return pools[0]
 
 
-@contextlib.contextmanager
-def name_lock(pool: str) -> Iterator[None]:
-    """Hold a pool's name: a lock that the system drops when its holder ends, however it ends.
-
-    Raises:
-        PoolNameTaken
-    """
-    path = private_folder(shared_runtime_folder()) / f"{pool}.lock"
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(handle)
-            raise PoolNameTaken(
-                f"A pool named {pool!r} is already running. Use another name (--pool), or: samplerpool stop {pool}"
-            ) from error
-        if _still_at(path, handle):
-            break
-        os.close(handle)  # its last holder removed it between open and lock
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            path.unlink()
-        os.close(handle)
-
-
-def _still_at(path: Path, handle: int) -> bool:
-    try:
-        return os.stat(path).st_ino == os.fstat(handle).st_ino
-    except OSError:
-        return False
+def _not_found(text: str) -> PoolNotFound:
+    """What was not looked at may be why."""
+    return PoolNotFound(" ".join([text, *(f"Not looked at: {problem}" for problem in distrusted())]))

@@ -119,6 +119,35 @@ class Scale:
 
 
 @dataclass(frozen=True, slots=True)
+class ListKeys:
+    """Ask a supervisor whom it knows; answered by a ``Description`` with ``keys``."""
+
+    request_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class AddKey:
+    """Tell a supervisor to let a client in; answered like ``ListKeys``.
+
+    Args:
+        name: to speak of it by.
+        public_key: the client's, 40 characters of Z85.
+    """
+
+    request_id: int
+    name: str
+    public_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class RevokeKey:
+    """Tell a supervisor to let a client in no more, and to end what it runs; answered like ``ListKeys``."""
+
+    request_id: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Accepted:
     """The request is valid and queued; ``prompt_ids`` and ``seed`` are all it takes to produce it again."""
 
@@ -193,7 +222,7 @@ class Description:
     info: Mapping[str, Any]
 
 
-Request = Generate | Abort | Ping | Describe | Stop | Restart | Scale
+Request = Generate | Abort | Ping | Describe | Stop | Restart | Scale | ListKeys | AddKey | RevokeKey
 Reply = Accepted | Tokens | Finished | Failed | Pong | Description
 WireMessage = Request | Reply
 

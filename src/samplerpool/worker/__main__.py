@@ -20,6 +20,7 @@ from samplerpool.config.logs import LogFile
 from samplerpool.errors import SamplerPoolError, StartFailed
 from samplerpool.samplers.base_sampler import BaseSampler
 from samplerpool.wire.figures import FigureReport
+from samplerpool.wire.keys import KeyRing, Lock
 from samplerpool.worker.build import build_sampler
 from samplerpool.worker.request_log import RequestLog
 from samplerpool.worker.server import WorkerServer
@@ -109,9 +110,13 @@ async def _run(config: WorkerConfig, status: StatusPipe, log_file: LogFile) -> N
     if not building.done():
         os._exit(0)  # told to stop while loading: a thread inside a library cannot be ended otherwise
     sampler, model = building.result()
-    server = _serve(config, sampler, model)
     try:
-        status.tell("ready", description=server.description())
+        server = _serve(config, sampler, model)
+    except SamplerPoolError:
+        sampler.close()
+        raise
+    try:
+        status.tell("ready", description=server.description(), endpoint=server.endpoint)
         telling = _start_telling(config, status, sampler, server)
         await told_to_stop
         log.info("draining; a second signal skips it")
@@ -156,6 +161,7 @@ def _serve(config: WorkerConfig, sampler: BaseSampler, model: str) -> WorkerServ
         config.limits,
         RequestLog(config.log_requests, worker).on_ended,
         worker,
+        Lock(config.secret_key, KeyRing(Path(config.known_keys))) if config.secret_key else None,
     )
 
 

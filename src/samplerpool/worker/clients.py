@@ -38,7 +38,7 @@ class Live:
 
 @dataclass(slots=True)
 class Client:
-    """One connection. ``queued_bytes`` are those of its live requests."""
+    """One connection. ``queued_bytes`` are those of its live requests; ``key`` is its public key, if it has one."""
 
     identity: Identity
     number: int
@@ -46,6 +46,7 @@ class Client:
     live: dict[int, Live] = field(default_factory=dict)
     queued_bytes: int = 0
     highest_id: int = 0
+    key: str = ""
 
 
 class Clients:

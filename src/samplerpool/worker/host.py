@@ -9,7 +9,8 @@ import threading
 
 from samplerpool.config.folders import runtime_folder
 from samplerpool.samplers.base_sampler import BaseSampler
-from samplerpool.wire.endpoint import ipc_endpoint, new_incarnation, private_folder, remove_socket
+from samplerpool.wire.addresses import ipc_endpoint, new_incarnation, remove_socket
+from samplerpool.wire.files import private_folder
 from samplerpool.worker.server import WorkerServer
 
 

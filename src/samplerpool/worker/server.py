@@ -25,7 +25,9 @@ from samplerpool.samplers.base_sampler import BaseSampler
 from samplerpool.samplers.intake import Job
 from samplerpool.wire.codec import MAX_MESSAGE_BYTES, encode, requests_in
 from samplerpool.wire.figures import FigureReport
+from samplerpool.wire.keys import Lock
 from samplerpool.wire.messages import Description, Failed, Malformed, Reply, Request
+from samplerpool.wire.sockets import Router
 from samplerpool.worker.clients import Identity
 from samplerpool.worker.figures import Ended, Figures
 from samplerpool.worker.outbox import Outbox
@@ -36,7 +38,12 @@ log = logging.getLogger(__name__)
 SEND_HIGH_WATER = 64
 RECEIVE_HIGH_WATER = 16
 """Messages of one client that ZeroMQ reads ahead; each may have 64 MiB."""
-LINGER_MS = 500
+_SOCKET_OPTIONS = {
+    zmq.ROUTER_MANDATORY: 1,
+    zmq.SNDHWM: SEND_HIGH_WATER,
+    zmq.RCVHWM: RECEIVE_HIGH_WATER,
+    zmq.MAXMSGSIZE: MAX_MESSAGE_BYTES,
+}
 TICK_S = 0.2
 COMPLAINT_INTERVAL_S = 60.0
 LAST_WORDS_TICKS = 10
@@ -60,6 +67,10 @@ class WorkerServer:
         limits: what clients may ask.
         on_ended: called with every request that was taken and has ended.
         worker: its name, with which requests are told apart in logs.
+        lock: who may come in, where others can reach the endpoint.
+
+    Raises:
+        StartFailed: the endpoint cannot be listened on.
     """
 
     def __init__(
@@ -71,6 +82,7 @@ class WorkerServer:
         limits: ClientLimits | None = None,
         on_ended: Callable[[Ended], None] = lambda ended: None,
         worker: str = "",
+        lock: Lock | None = None,
     ) -> None:
         self._sampler = sampler
         self._describe = describe
@@ -82,26 +94,18 @@ class WorkerServer:
         self._produced_lock = threading.Lock()
         self._loop = asyncio.get_running_loop()
         self._wake_scheduled = False
-        self._present: tuple[Identity, Iterator[Request | Malformed]] | None = None
+        self._present: tuple[Identity, str, Iterator[Request | Malformed]] | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._idle_ticks = self._busy_ticks = 0
         self._complained_at = -COMPLAINT_INTERVAL_S
         self._complained_of = self._dropped = 0
         self._idle = asyncio.Event()
-        self._context = zmq.Context()
-        self._socket = self._bind(endpoint)
+        self._router = Router(endpoint, lock, _SOCKET_OPTIONS)
+        self._socket, self.endpoint = self._router.socket, self._router.endpoint
         self._loop.add_reader(self._socket.FD, self._on_readable)
+        if self._router.door is not None:
+            self._loop.add_reader(self._router.door.FD, self._router.answer_door)
         self._tick_handle: asyncio.Handle = self._loop.call_soon(self._on_tick)
-
-    def _bind(self, endpoint: str) -> zmq.Socket[bytes]:
-        socket = self._context.socket(zmq.ROUTER)
-        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        socket.setsockopt(zmq.SNDHWM, SEND_HIGH_WATER)
-        socket.setsockopt(zmq.RCVHWM, RECEIVE_HIGH_WATER)
-        socket.setsockopt(zmq.LINGER, LINGER_MS)
-        socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
-        socket.bind(endpoint)
-        return socket
 
     @property
     def live(self) -> int:
@@ -126,8 +130,9 @@ class WorkerServer:
             self._retry.cancel()
         if not self._socket.closed:
             self._loop.remove_reader(self._socket.FD)
-            self._socket.close()
-            self._context.term()
+            if self._router.door is not None:
+                self._loop.remove_reader(self._router.door.FD)
+            self._router.close()
 
     # ---- events ---------------------------------------------------------------------------------------------------
 
@@ -170,17 +175,20 @@ class WorkerServer:
         if self._present is None:
             if not self._readable():
                 return 0
-            parts = self._socket.recv_multipart(zmq.DONTWAIT)
+            parts, key = self._router.receive()
+            if self._router.name_of(key) is None:  # it was known when it connected
+                self._act(self._session.denied(parts[0]))
+                return cost
             if len(parts) != 2:
                 self._dropped += 1
                 return cost
-            self._present = parts[0], requests_in(parts[1])
+            self._present = parts[0], key, requests_in(parts[1])
             cost += len(parts[1]) // BYTES_PER_ENTRY
-        identity, entries = self._present
+        identity, key, entries = self._present
         messages = list(itertools.islice(entries, MAX_ENTRIES_AT_ONCE))
         if len(messages) < MAX_ENTRIES_AT_ONCE:
             self._present = None
-        self._act(self._session.received(identity, messages, time.monotonic(), self._sampler.steps))
+        self._act(self._session.received(identity, messages, time.monotonic(), self._sampler.steps, key))
         return cost + len(messages)
 
     def _readable(self) -> bool:
@@ -188,6 +196,9 @@ class WorkerServer:
 
     def _on_tick(self) -> None:
         self._tick_handle = self._loop.call_later(TICK_S, self._on_tick)  # first: nothing may end the ticking
+        self._router.answer_door()
+        if self._router.keys_changed():
+            self._act(self._session.revoke(lambda key: self._router.name_of(key) is not None))
         drained = self._on_readable()  # before leases are judged, so that a stall of our own costs nobody anything
         self._busy_ticks = 0 if drained else self._busy_ticks + 1
         if drained or self._busy_ticks > MAX_BUSY_TICKS:

@@ -6,7 +6,7 @@ terminal frame; what comes for a request that has ended is dropped.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from samplerpool.engine.base import RequestId
 from samplerpool.engine.loop import Admitted, RequestEvent, RequestOutput
 from samplerpool.errors import (
     Aborted,
+    AccessDenied,
     ClientTooSlow,
     LeaseExpired,
     ProtocolError,
@@ -116,10 +117,11 @@ class Session:
     # ---- frames of clients ----------------------------------------------------------------------------------------
 
     def received(
-        self, identity: Identity, messages: Sequence[Request | Malformed], now: float, steps: int = 0
+        self, identity: Identity, messages: Sequence[Request | Malformed], now: float, steps: int = 0, key: str = ""
     ) -> list[Action]:
-        """What to do about one client's messages."""
+        """What to do about one client's messages, and with which public key they came."""
         client = self._clients.heard(identity, now)
+        client.key = key
         actions: list[Action] = []
         complained = False
         for message in messages:
@@ -177,6 +179,25 @@ class Session:
     def _refuse(client: Client, request_id: int, error: SamplerPoolError) -> Send:
         """A live request of that id goes on: only the frame that cannot be taken is lost."""
         return Send(client.identity, [_failed(0 if request_id in client.live else request_id, error)])
+
+    # ---- keys that are not known any more -------------------------------------------------------------------------
+
+    def revoke(self, known: Callable[[str], bool]) -> list[Action]:
+        """End the requests of clients whose key is not known any more, and forget those clients."""
+        strangers = [client for client in self._clients if client.key and not known(client.key)]
+        return [action for client in strangers for action in self._bar(client)]
+
+    def denied(self, identity: Identity) -> list[Action]:
+        """Such a client still sends something, over the connection that it has: it is told, and what it asks for is
+        not even looked at."""
+        client = self._clients.with_identity(identity)
+        actions = self._bar(client) if client is not None else []
+        return [*actions, Send(identity, [_failed(0, _denial())])]
+
+    def _bar(self, client: Client) -> list[Action]:
+        actions = self._end_all(client, _denial())
+        self._clients.forget(client)
+        return actions
 
     # ---- events of the sampler ------------------------------------------------------------------------------------
 
@@ -281,6 +302,10 @@ class Session:
         for client in self._clients:
             actions += self._end_all(client, WorkerDraining(reason))
         return actions
+
+
+def _denial() -> AccessDenied:
+    return AccessDenied("The pool does not know this client's key any more; its owner has revoked it.")
 
 
 def _failed(request_id: int, error: SamplerPoolError, **more: str) -> Failed:
