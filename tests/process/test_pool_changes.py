@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from samplerpool.client.connection import PoolConnection
+from samplerpool.client.supervisor import ask_supervisor
 from samplerpool.errors import InvalidParameter, StartFailed, UsageError, WorkerDraining
 from samplerpool.pool.change import restart_workers, scale_workers
-from samplerpool.pool.remote import ask_supervisor
 from samplerpool.wire.endpoint import find_pool
 from samplerpool.wire.messages import Restart
 from tests.process.pools import DEADLINE_S, answers, ask, begin, entry, launch, states, wait_until

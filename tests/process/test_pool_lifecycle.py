@@ -18,10 +18,10 @@ import zmq
 
 from samplerpool.client.connection import PoolConnection
 from samplerpool.client.response import Call
+from samplerpool.client.supervisor import ask_supervisor
 from samplerpool.config.arguments import ModelArguments, PoolArguments, SampleArguments
 from samplerpool.errors import ModelNotFound, PoolNameTaken, PoolNotFound, StartFailed, TransportError, UsageError
 from samplerpool.pool.launcher import describe_pool, launch_pool, stop_pool
-from samplerpool.pool.remote import ask_supervisor
 from samplerpool.wire.codec import decode_replies, encode
 from samplerpool.wire.endpoint import ConnectionFile, find_pool, running_pools
 from samplerpool.wire.messages import ChatPrompt, Describe, Failed, Ping, Pong, Reply

@@ -17,8 +17,8 @@ import pytest
 
 from samplerpool import SyncSampler
 from samplerpool.client.connection import PoolConnection, WorkerView
+from samplerpool.client.supervisor import ask_supervisor
 from samplerpool.errors import TransportError, WorkerDied
-from samplerpool.pool.remote import ask_supervisor
 from samplerpool.wire.endpoint import ConnectionFile, find_pool
 from samplerpool.wire.messages import Restart, Scale
 from tests.process.conftest import DEADLINE_S, eventually

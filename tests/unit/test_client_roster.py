@@ -149,3 +149,12 @@ def test_deaths_of_others_are_none_of_its_business() -> None:
     assert roster.ended(0, "a", 1) == []
     assert roster.silent(7, "x", 1) == []
     assert standing(roster) == ("b", True, False)
+
+
+def test_who_is_barred_leaves_all_workers_for_good() -> None:
+    roster = Roster("p")
+    roster.update(pool(entry(0, "a"), entry(1, "b", "loading")), 0)
+    assert roster.bar("It does not know us.") == [Retire(0, "a", None)]
+    assert [standing(roster, index) for index in (0, 1)] == [("", False, False)] * 2
+    assert {each.reason for each in roster.standings().values()} == {"It does not know us."}
+    assert roster.bar("It does not know us.") == []

@@ -20,13 +20,13 @@ from samplerpool.batch.runner import StopSwitch, run_batch
 from samplerpool.batch.tally import BatchSummary, Progress
 from samplerpool.cli.batch_view import View, summary_lines, view_for
 from samplerpool.cli.main import EXIT_INTERRUPTED, EXIT_ROW_ERRORS
-from samplerpool.cli.options import model_options, pool_option, sampling_options
+from samplerpool.cli.options import chosen_pool, connect_option, model_options, pool_option, sampling_options
 from samplerpool.client.connection import PoolConnection
 from samplerpool.data.answers import RowResult, error_text, output_row
 from samplerpool.data.jsonl import JsonlFile
 from samplerpool.data.rows import Row, with_system
 from samplerpool.errors import BatchError, UsageError
-from samplerpool.wire.endpoint import ConnectionFile, find_pool
+from samplerpool.wire.endpoint import ConnectionFile
 
 if TYPE_CHECKING:
     from samplerpool.config.arguments import ModelArguments, PoolArguments
@@ -56,7 +56,7 @@ class Job:
 @click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
 @click.option("--output", "-o", metavar="FILE", type=click.Path(path_type=Path), required=True, help="File to write.")
 @pool_option()
-@click.option("--connect", metavar="FILE", type=click.Path(path_type=Path), help="Use the pool of a connection file.")
+@connect_option
 @click.option("--model", metavar="MODEL", help="Start a private pool with this model, stopped at the end.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that is there already.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Answer only the first N rows.")
@@ -133,8 +133,7 @@ def _connected(
     pool: str | None, connect: Path | None, model: str | None, model_settings: dict[str, Any]
 ) -> Iterator[PoolConnection]:
     if model is None:
-        file = ConnectionFile.read(connect) if connect is not None else find_pool(pool)
-        with PoolConnection.attach(file) as connection:
+        with PoolConnection.attach(chosen_pool(pool, connect)) as connection:
             yield connection
         return
     with _private_pool(model, model_settings) as file, PoolConnection.attach(file) as connection:

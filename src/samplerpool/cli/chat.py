@@ -8,14 +8,14 @@ from typing import Any
 import click
 
 from samplerpool.chat.session import chat_params, converse
-from samplerpool.cli.options import pool_option, sampling_options
+from samplerpool.cli.options import connect_option, pool_option, sampling_options
 from samplerpool.config.arguments import ENGINES
 from samplerpool.samplers.sync_sampler import SyncSampler
 
 
 @click.command("chat")
 @pool_option()
-@click.option("--connect", type=click.Path(path_type=Path), metavar="FILE", help="Connection file of a pool.")
+@connect_option
 @click.option("--model", metavar="MODEL", help="Start a worker of our own with this model, and stop it at the end.")
 @click.option("--engine", type=click.Choice(ENGINES), help="What runs a model of our own; scripted needs no --model.")
 @click.option("--worker", type=click.IntRange(0), metavar="N", help="Talk to this worker of the pool only.")

@@ -6,6 +6,7 @@ import functools
 import json
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -24,6 +25,7 @@ from samplerpool.config.arguments import (
 from samplerpool.config.sampling import ALIASES, PARAMS, ParamSpec, field_values, sampling_params
 from samplerpool.errors import UsageError
 from samplerpool.pool.names import check_pool_name
+from samplerpool.wire.endpoint import ConnectionFile, find_pool
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -108,6 +110,30 @@ def pool_option(text: str = "Pool to use; without it, the one that runs.") -> Ca
 def pool_argument(command: Command) -> Command:
     """An optional argument POOL, checked; the command gets ``pool``, None where it was not given."""
     return click.argument("pool", required=False, callback=_pool_name)(command)
+
+
+def connect_option(command: Command) -> Command:
+    """``--connect FILE``; the command gets ``connect``, None where it was not given."""
+    return click.option(
+        "--connect",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Connection file of a pool, which may run on another machine.",
+    )(command)
+
+
+def chosen_pool(pool: str | None, connect: Path | None) -> ConnectionFile:
+    """The pool of that name or file; without either, the only one that runs.
+
+    Raises:
+        PoolNotFound: there is none, or not just one.
+        TransportError: the file is not to be trusted, or is no connection file.
+    """
+    if connect is None:
+        return find_pool(pool)
+    if pool is not None:
+        raise UsageError("Give either a pool's name or --connect FILE: they name different pools.")
+    return ConnectionFile.read(connect)
 
 
 def drain_option(default_s: float) -> Callable[[Command], Command]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
-from samplerpool.cli.options import drain_option, pool_argument
+from samplerpool.cli.options import chosen_pool, connect_option, drain_option, pool_argument
 from samplerpool.cli.output import interruptible, plural
 from samplerpool.errors import SamplerPoolError, UsageError
-from samplerpool.wire.endpoint import ConnectionFile, find_pool, running_pools
+from samplerpool.wire.endpoint import ConnectionFile, running_pools
 
 _HOW = {
     "stopped": "stopped",
@@ -20,17 +22,18 @@ _HOW = {
 @click.command("stop")
 @pool_argument
 @click.option("--all", "all_pools", is_flag=True, help="Stop every pool of yours.")
+@connect_option
 @drain_option(10.0)
-def command(pool: str | None, all_pools: bool, timeout_s: float) -> int:
+def command(pool: str | None, all_pools: bool, connect: Path | None, timeout_s: float) -> int:
     """Stop POOL, or the one pool that runs, and wait until nothing of it is left."""
-    if all_pools and pool is not None:
-        raise UsageError("Give either a pool's name or --all.")
+    if all_pools and (pool is not None or connect is not None):
+        raise UsageError("Give either one pool or --all.")
     if all_pools:
         connections = running_pools()
         if not connections:
             click.echo("No pool is running.")
     else:
-        connections = [find_pool(pool)]
+        connections = [chosen_pool(pool, connect)]
     failures = sum(not _stop(connection, timeout_s) for connection in connections)
     return 1 if failures else 0
 

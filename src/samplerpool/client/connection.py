@@ -32,7 +32,8 @@ from samplerpool.client.peer import refuse
 from samplerpool.client.response import Call
 from samplerpool.client.roster import Roster
 from samplerpool.client.routing import WorkerView
-from samplerpool.errors import SamplerPoolError, TransportError, UsageError
+from samplerpool.client.supervisor import from_afar
+from samplerpool.errors import AccessDenied, SamplerPoolError, TransportError, UsageError
 from samplerpool.wire.endpoint import ConnectionFile, ProcessId, WorkerEntry
 from samplerpool.wire.messages import Describe
 
@@ -79,8 +80,11 @@ class PoolConnection:
 
         Raises:
             UsageError: there is no such worker.
-            TransportError: none can be used, now or soon.
+            AccessDenied: the pool does not know the connection file's key.
+            TransportError: none can be used, now or soon, or the pool cannot be reached.
         """
+        if not connection.local:
+            connection = from_afar(connection)
         chosen = [w for w in connection.workers if worker is None or w.index == worker]
         if not chosen:
             indexes = ", ".join(str(w.index) for w in connection.workers) or "none"
@@ -206,6 +210,8 @@ class PoolConnection:
             raise UsageError("This connection was made before a fork; connect again in the child.")
         if self._closing:
             raise UsageError("This connection is closed; connect again.")
+        if self._members.denied is not None:
+            raise AccessDenied(self._members.denied.message)
 
     def _command(self, command: Callable[[], None]) -> None:
         self._commands.append(command)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from samplerpool.client.response import Call
-from samplerpool.errors import Aborted, SamplerPoolError, TransportError, WorkerDied
+from samplerpool.errors import Aborted, AccessDenied, SamplerPoolError, TransportError, WorkerDied
 from samplerpool.wire.endpoint import Ending
 
 
@@ -15,6 +15,11 @@ def closed(call: Call) -> SamplerPoolError:
 def broken(reason: str, call: Call) -> SamplerPoolError:
     """The connection itself failed."""
     return TransportError(reason, text=call.text)
+
+
+def denied(error: AccessDenied, call: Call) -> SamplerPoolError:
+    """The pool does not know our key any more."""
+    return AccessDenied(error.message, text=call.text)
 
 
 def died(pool: str, index: int, ending: Ending | None, call: Call) -> SamplerPoolError:

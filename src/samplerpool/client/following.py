@@ -12,12 +12,13 @@ from typing import Any, Protocol
 
 import zmq
 
-from samplerpool.client.peer import open_dealer
+from samplerpool.client.admission import Admission
 from samplerpool.config.folders import runtime_folders
-from samplerpool.errors import SamplerPoolError
+from samplerpool.errors import AccessDenied, SamplerPoolError
 from samplerpool.wire.codec import decode_replies, encode
 from samplerpool.wire.endpoint import ConnectionFile, Ending, ProcessId, WorkerEntry, connection_path
-from samplerpool.wire.messages import Describe, Description
+from samplerpool.wire.messages import Describe, Description, Failed
+from samplerpool.wire.sockets import open_dealer
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,10 @@ class Source(Protocol):
     def socket(self) -> zmq.Socket[bytes] | None:
         """Where there is one, ``receive`` is to be called when something has come."""
 
+    @property
+    def denied(self) -> AccessDenied | None:
+        """The pool does not know our key (any more), and nothing more will be heard of it."""
+
     def look(self) -> ConnectionFile | None:
         """Ask for news, and return the latest; None means that the pool has ended."""
 
@@ -64,6 +69,7 @@ class FixedWorkers:
     interval_s: float = 3600.0
     urgent_s: float = 3600.0
     socket: None = None
+    denied: None = None
 
     def look(self) -> ConnectionFile:
         """What was known at the beginning."""
@@ -84,7 +90,7 @@ class FileSource:
     """
 
     interval_s, urgent_s = FILE_INTERVAL_S, FILE_URGENT_S
-    socket = None
+    socket = denied = None
 
     def __init__(self, path: Path, pool: ConnectionFile) -> None:
         self._path = path
@@ -125,12 +131,16 @@ class SupervisorSource:
         self.pool = pool
         self._last_id = 0
         self._unanswered = 0
-        self.socket: zmq.Socket[bytes] = open_dealer(context, pool.endpoint)
+        self.denied: AccessDenied | None = None
+        self.socket: zmq.Socket[bytes] = open_dealer(context, pool.endpoint, pool.keys)
+        self._admission = Admission(self.socket, pool, pool.endpoint) if pool.keys is not None else None
         self.socket.setsockopt(zmq.SNDHWM, MAX_UNANSWERED)
         self.socket.setsockopt(zmq.LINGER, 0)
 
     def look(self) -> ConnectionFile | None:
         """Its latest answer; and ask again."""
+        if self._admission is not None and isinstance(refused := self._admission.look(), AccessDenied):
+            self.denied = refused
         self._last_id += 1
         self._unanswered += 1
         with contextlib.suppress(zmq.Again):
@@ -145,9 +155,13 @@ class SupervisorSource:
                     if isinstance(reply, Description):
                         self._unanswered = 0
                         self.pool = described(self.pool, reply.info)
+                    elif isinstance(reply, Failed) and reply.error == AccessDenied.__name__:
+                        self.denied = AccessDenied(reply.message)
 
     def close(self) -> None:
         """Close the socket."""
+        if self._admission is not None:
+            self._admission.close()
         self.socket.close()
 
 

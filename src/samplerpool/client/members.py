@@ -20,8 +20,8 @@ from samplerpool.client.peer import Peer
 from samplerpool.client.response import Call
 from samplerpool.client.roster import Change, Join, Retire, Roster, Standing
 from samplerpool.client.routing import WorkerView
-from samplerpool.errors import SamplerPoolError
-from samplerpool.wire.endpoint import WorkerEntry
+from samplerpool.errors import AccessDenied, SamplerPoolError
+from samplerpool.wire.endpoint import ConnectionFile, WorkerEntry
 
 ErrorFor = Callable[[Call], SamplerPoolError]
 
@@ -33,6 +33,8 @@ class Members:
         roster: fresh; it hears of the pool for the first time here.
         own_numbers: process numbers of the pool mean the same here, so that the end of a process can be seen.
         on_change: called when anybody has come or gone.
+
+    ``denied`` tells that the pool lets us in no more.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Members:
         self.peers: Mapping[int, Peer] = {}
         self.standings: Mapping[int, Standing] = {}
         self._look_at = 0.0
+        self.denied: AccessDenied | None = None
         if source.socket is not None:
             self._poller.register(source.socket, zmq.POLLIN)
         self.look()
@@ -104,19 +107,33 @@ class Members:
             if peer.socket in ready and peer.up:
                 peer.receive()
                 peer.flush()
+                if peer.denied is not None:
+                    self._bar(peer.denied)
         for descriptor in self._watched.keys() & ready:
             self._process_ended(self._watched[descriptor])
         if self._source.socket in ready:
             self._source.receive()
-            self._carry_out(self._roster.update(self._source.pool, time.monotonic()))
+            self._update(self._source.pool)
         if time.monotonic() >= self._look_at:
             self.look()
 
     def look(self) -> None:
         """See what has become of the pool."""
-        now = time.monotonic()
-        self._carry_out(self._roster.update(self._source.look(), now))
-        self._look_at = now + (self._source.urgent_s if self._roster.awaiting else self._source.interval_s)
+        self._update(self._source.look())
+        wait_s = self._source.urgent_s if self._roster.awaiting else self._source.interval_s
+        self._look_at = time.monotonic() + wait_s
+
+    def _update(self, pool: ConnectionFile | None) -> None:
+        if self._source.denied is not None:
+            self._bar(self._source.denied)
+        elif self.denied is None:
+            self._carry_out(self._roster.update(pool, time.monotonic()))
+
+    def _bar(self, error: AccessDenied) -> None:
+        """The pool lets us in no more, which is the end of all calls."""
+        if self.denied is None:
+            self.denied = error
+            self._carry_out(self._roster.bar(error.message), functools.partial(ends.denied, error))
 
     def check_liveness(self) -> None:
         """Ask for signs of life where they are due; who has given none for too long counts as gone."""
@@ -125,6 +142,8 @@ class Members:
             if peer.up and not peer.check(now):
                 error_for = functools.partial(ends.unresponsive, peer.index)
                 self._carry_out(self._roster.silent(peer.index, peer.incarnation, now), error_for)
+            if peer.denied is not None:
+                self._bar(peer.denied)
 
     def _process_ended(self, peer: Peer) -> None:
         while peer.up and peer.receive():
@@ -158,7 +177,7 @@ class Members:
             peer.fail(error_for or functools.partial(ends.died, self._roster.pool, peer.index, change.ending))
 
     def _join(self, entry: WorkerEntry) -> Peer:
-        peer = Peer(self._context, entry.index, entry.endpoint, entry.incarnation)
+        peer = Peer(self._context, entry, self._source.pool)
         if self._own_numbers and (descriptor := self._pidfd(entry, peer)) is not None:
             self._watched[descriptor] = peer
             self._poller.register(descriptor, zmq.POLLIN)

@@ -12,10 +12,12 @@ from typing import Any
 
 import zmq
 
+from samplerpool.client.admission import Admission
 from samplerpool.client.liveness import Liveness
 from samplerpool.client.response import Call
-from samplerpool.errors import ProtocolError, RequestLost, SamplerPoolError, TransportError
-from samplerpool.wire.codec import MAX_MESSAGE_BYTES, decode_replies, encode
+from samplerpool.errors import AccessDenied, ProtocolError, RequestLost, SamplerPoolError, TransportError
+from samplerpool.wire.codec import decode_replies, encode
+from samplerpool.wire.endpoint import ConnectionFile, WorkerEntry
 from samplerpool.wire.messages import (
     Abort,
     Description,
@@ -27,33 +29,27 @@ from samplerpool.wire.messages import (
     Reply,
     Request,
 )
+from samplerpool.wire.sockets import open_dealer
 
 log = logging.getLogger(__name__)
 
-LINGER_MS = 500
 MAX_RECEIVED_AT_ONCE = 256
-
-
-def open_dealer(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
-    """A socket that is connected to a worker or a supervisor."""
-    socket = context.socket(zmq.DEALER)
-    socket.setsockopt(zmq.LINGER, LINGER_MS)
-    socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
-    socket.connect(endpoint)
-    return socket
 
 
 class Peer:
     """See the module's docstring. Only ``reserve`` and ``outstanding`` may be called from other threads.
 
     Args:
-        index: the worker's number in the pool.
-        endpoint, incarnation: where it is, and which start of it is meant.
+        entry: where it is, and which start of it is meant.
+        pool: it belongs to, with the keys that let us in.
+
+    ``denied`` tells that the worker does not know our key (any more).
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], index: int, endpoint: str, incarnation: str) -> None:
-        self.index = index
-        self.incarnation = incarnation
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], entry: WorkerEntry, pool: ConnectionFile) -> None:
+        self.index = entry.index
+        self.incarnation = entry.incarnation
+        self.denied: AccessDenied | None = None
         self.up = True
         self.down_reason = ""
         self.backlog: deque[bytes] = deque()
@@ -67,7 +63,8 @@ class Peer:
         self._outstanding = 0
         self._outstanding_tokens = 0
         self._fail_with: Callable[[Call], SamplerPoolError] | None = None
-        self.socket = open_dealer(context, endpoint)
+        self.socket = open_dealer(context, entry.endpoint, pool.keys)
+        self._admission = Admission(self.socket, pool, entry.endpoint) if pool.keys is not None else None
 
     # ---- from any thread ------------------------------------------------------------------------------------------
 
@@ -177,6 +174,8 @@ class Peer:
             self._call_reply(reply)
 
     def _call_reply(self, reply: Any) -> None:
+        if isinstance(reply, Failed) and reply.error == AccessDenied.__name__:
+            self.denied = AccessDenied(reply.message)
         call = self._calls.get(reply.request_id)
         if call is None:
             if isinstance(reply, Failed) and reply.request_id == 0:
@@ -216,6 +215,8 @@ class Peer:
 
     def check(self, now: float) -> bool:
         """Ping if it is time to; whether the worker still counts as there."""
+        if self._admission is not None and isinstance(refused := self._admission.look(), AccessDenied):
+            self.denied = refused
         ping_id = self._liveness.due(now, busy=bool(self._calls))
         if ping_id is not None:
             self.send([Ping(ping_id)])
@@ -227,6 +228,8 @@ class Peer:
             return
         self._fail_with = functools.partial(_unsent, reason)
         self.up, self.down_reason = False, reason
+        if self._admission is not None:
+            self._admission.close()
         self.socket.close()
         self.backlog.clear()
         self._fail_descriptions()

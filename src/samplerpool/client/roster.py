@@ -179,6 +179,18 @@ class Roster:
         seat.reason = f"Worker {index} has not answered for a long time."
         return [retire]
 
+    def bar(self, reason: str) -> list[Change]:
+        """The pool lets us in no more.
+
+        Args:
+            reason: a sentence.
+        """
+        self._running = False
+        changes: list[Change] = [self._retire(seat, None) for seat in self._seats.values() if seat.joined]
+        for seat in self._seats.values():
+            seat.reason = reason
+        return changes
+
     # ---- how they stand -------------------------------------------------------------------------------------------
 
     def standings(self) -> dict[int, Standing]:

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from samplerpool.client.supervisor import ANSWER_TIMEOUT_S, ask_supervisor
 from samplerpool.errors import StartFailed
-from samplerpool.pool.remote import ANSWER_TIMEOUT_S, ask_supervisor
 from samplerpool.wire.endpoint import ConnectionFile
 from samplerpool.wire.messages import Describe, Restart, Scale
 

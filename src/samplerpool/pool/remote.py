@@ -1,4 +1,4 @@
-"""A running pool from outside: ask its supervisor, and end it, by its control socket first, else by signals."""
+"""The end of a running pool from outside: by its control socket first, else, on its own machine, by signals."""
 
 from __future__ import annotations
 
@@ -8,67 +8,20 @@ import select
 import signal
 import time
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
-import zmq
-
+from samplerpool.client.supervisor import ANSWER_TIMEOUT_S, FAR_TIMEOUT_S, ask_supervisor
 from samplerpool.config.folders import runtime_folders
 from samplerpool.errors import SamplerPoolError, TransportError
 from samplerpool.pool.rules import LAST_CALL_S
-from samplerpool.wire.codec import decode_replies, encode
 from samplerpool.wire.endpoint import ConnectionFile, ProcessId, connection_path, remove_leftovers
-from samplerpool.wire.messages import Describe, Description, Failed, Restart, Scale, Stop
+from samplerpool.wire.messages import Describe, Stop
 
 HowStopped = Literal["stopped", "terminated", "killed", "gone"]
 """On request, by SIGTERM, by SIGKILL, or it had ended before."""
 
-ANSWER_TIMEOUT_S = 3.0
 SLACK_S = 5.0
-_LINGER_MS = 200
-
-
-def ask_supervisor(
-    connection: ConnectionFile,
-    request: Describe | Stop | Restart | Scale,
-    timeout_s: float,
-    *,
-    pidfd: int | None = None,
-) -> dict[str, Any]:
-    """Send one request to a pool's supervisor.
-
-    Args:
-        pidfd: of the supervisor's process, whose end is the end of waiting.
-
-    Returns:
-        The pool's description.
-
-    Raises:
-        TransportError: no answer within ``timeout_s``, or it is gone.
-        SamplerPoolError: the supervisor refused.
-    """
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    with context, context.socket(zmq.DEALER) as socket:
-        socket.setsockopt(zmq.LINGER, _LINGER_MS)
-        socket.connect(connection.endpoint)
-        socket.send(encode([request]))
-        poller = zmq.Poller()
-        poller.register(socket, zmq.POLLIN)
-        if pidfd is not None:
-            poller.register(pidfd, zmq.POLLIN)
-        if socket not in dict(poller.poll(int(timeout_s * 1000))):
-            raise TransportError(
-                f"The supervisor of pool {connection.pool!r} (pid {connection.supervisor.pid}) "
-                f"did not answer within {timeout_s:g} s."
-            )
-        reply = next(iter(decode_replies(socket.recv())), None)
-    if isinstance(reply, Description):
-        return dict(reply.info)
-    if isinstance(reply, Failed):
-        raise SamplerPoolError.from_wire(reply.error, reply.message, dict(reply.data))
-    raise TransportError(f"The supervisor of pool {connection.pool!r} answered with something else: {reply}.")
-
-
-# ---- its end ------------------------------------------------------------------------------------------------------
+_POLL_S = 0.2
 
 
 def stop_pool(connection: ConnectionFile, timeout_s: float) -> HowStopped:
@@ -78,10 +31,12 @@ def stop_pool(connection: ConnectionFile, timeout_s: float) -> HowStopped:
         timeout_s: how long the workers may take to finish what they run.
 
     Raises:
+        AccessDenied: it is on another machine, and the connection file is not its owner's.
         TransportError: it is on another machine and does not answer, or it cannot be ended.
     """
     if not connection.local:
-        ask_supervisor(connection, Stop(1, timeout_s), ANSWER_TIMEOUT_S)
+        ask_supervisor(connection, Stop(1, timeout_s), FAR_TIMEOUT_S)
+        _wait_for_silence(connection, timeout_s + LAST_CALL_S + SLACK_S)
         return "stopped"
     with _watched(connection.supervisor) as supervisor:
         how = _end_supervisor(connection, supervisor, timeout_s)
@@ -92,6 +47,18 @@ def stop_pool(connection: ConnectionFile, timeout_s: float) -> HowStopped:
             if ConnectionFile.read(path).supervisor == connection.supervisor:
                 remove_leftovers(path, connection)
     return how
+
+
+def _wait_for_silence(connection: ConnectionFile, timeout_s: float) -> None:
+    """Until a supervisor on another machine has closed its socket."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        try:
+            ask_supervisor(connection, Describe(1), ANSWER_TIMEOUT_S)
+        except TransportError:
+            return
+        time.sleep(_POLL_S)
+    raise TransportError(f"The pool {connection.pool!r} was told to stop, and still answers after {timeout_s:g} s.")
 
 
 def _end_supervisor(connection: ConnectionFile, supervisor: int | None, timeout_s: float) -> HowStopped:

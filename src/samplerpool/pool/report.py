@@ -9,8 +9,8 @@ from dataclasses import asdict
 from typing import Any
 
 from samplerpool.client.connection import PoolConnection
-from samplerpool.errors import SamplerPoolError
-from samplerpool.pool.remote import ask_supervisor
+from samplerpool.client.supervisor import ask_supervisor
+from samplerpool.errors import AccessDenied, SamplerPoolError
 from samplerpool.wire.endpoint import ConnectionFile
 from samplerpool.wire.messages import Describe
 
@@ -50,7 +50,7 @@ WORKER_FIELDS: tuple[str, ...] = (*_OF_THE_SUPERVISOR, *_OF_THE_WORKER, "problem
 
 
 def describe_pool(connection: ConnectionFile, timeout_s: float = 2.0) -> dict[str, Any]:
-    """A pool's state, as ``status --json`` prints it. Never fails: what does not answer is told from its file.
+    """A pool's state, as ``status --json`` prints it. What does not answer is told from its file.
 
     Args:
         timeout_s: for the supervisor's answer, and again for the workers' together.
@@ -58,11 +58,18 @@ def describe_pool(connection: ConnectionFile, timeout_s: float = 2.0) -> dict[st
     Returns:
         ``POOL_FIELDS``, with ``WORKER_FIELDS`` for each worker; figures that are not known are None, and ``problem``
         says why.
+
+    Raises:
+        AccessDenied: the pool does not know the connection file's key.
     """
     try:
         told = ask_supervisor(connection, Describe(1), timeout_s)
+    except AccessDenied:
+        raise
     except SamplerPoolError as error:
         told = {**_from_file(connection), "problem": error.message}
+        if not connection.local:  # its workers would be asked in vain, after another wait
+            return pool_report({**told, "host": connection.host}, {w.index: error.message for w in connection.workers})
     return pool_report({**told, "host": connection.host}, _ask_workers(connection, timeout_s))
 
 
