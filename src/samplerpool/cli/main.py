@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "restart": "Replace a pool's workers by new ones, without failing a request.",
     "scale": "Add or remove workers of a running pool.",
     "stop": "Stop a pool.",
+    "keys": "Let clients on other machines in, or no more.",
     "doctor": "Check whether this machine can run pools.",
 }
 """Name and one line of help; ``samplerpool.cli.NAME`` has the click command ``command``."""
