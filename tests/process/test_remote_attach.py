@@ -121,6 +121,11 @@ def test_strangers_are_told_at_once_what_is_wrong(pool: ConnectionFile) -> None:
     with pytest.raises(AccessDenied, match="does not know this key") as refused:
         PoolConnection.attach(carried_away(pool, keys))
     assert refused.value.data["public_key"] == stranger.public
+    at_a_worker = replace(pool, endpoint=pool.workers[0].endpoint)
+    with pytest.raises(AccessDenied, match="does not know this key"):
+        ask_supervisor(replace(at_a_worker, keys=keys), Ping(1), DEADLINE_S)
+    with pytest.raises(SamplerPoolError, match="A worker does not take Stop"):  # and the owner comes in there
+        ask_supervisor(at_a_worker, Stop(1, 0.0), DEADLINE_S)
     another_pool = replace(pool.keys, server=KeyPair.new().public)
     with pytest.raises(TransportError, match="is not the pool 'far' of this connection file"):
         PoolConnection.attach(carried_away(pool, another_pool))
@@ -162,17 +167,6 @@ def _shake_hands_without_encryption(port: int) -> None:
             while data := client.recv(4096):
                 greeting += data
     assert len(greeting) <= 64  # and after it comes nothing but the end of the connection
-
-
-def test_a_worker_s_port_lets_in_nobody_whom_the_supervisor_would_not(pool: ConnectionFile) -> None:
-    assert pool.keys is not None
-    stranger = KeyPair.new()
-    keys = ClientKeys(pool.keys.server, stranger.public, stranger.secret)
-    as_if = replace(pool, endpoint=pool.workers[0].endpoint)  # asks the worker what was meant for the supervisor
-    with pytest.raises(AccessDenied, match="does not know this key"):
-        ask_supervisor(replace(as_if, keys=keys), Ping(1), DEADLINE_S)
-    with pytest.raises(SamplerPoolError, match="A worker does not take Stop"):
-        ask_supervisor(as_if, Stop(1, 0.0), DEADLINE_S)
 
 
 # ---- what they may do ---------------------------------------------------------------------------------------------
