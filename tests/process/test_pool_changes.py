@@ -133,4 +133,8 @@ def test_the_commands_restart_and_scale() -> None:
     assert "There is no worker 9" in run("restart", "p", "--worker", "9", code=2)
     assert "0 is not in the range" in run("scale", "p", "0", code=2)
     assert "There is no pool 'q'" in run("scale", "q", "2", code=2)
+    assert "Pool 'p' had 3 workers and has 2." in run("scale", "2")  # the only one that runs
+    assert "'x' is not a valid integer" in run("scale", "p", "x", code=2)
+    assert "Missing argument" in run("scale", code=2)
+    assert "at most a pool's name" in run("scale", "p", "2", "3", code=2)
     assert pool.stop(5.0) == "stopped"

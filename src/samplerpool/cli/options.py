@@ -95,7 +95,8 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _pool_name(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+def checked_pool_name(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    """A callback of click's: the name, if a pool may have it."""
     try:
         return None if value is None else check_pool_name(value)
     except UsageError as error:
@@ -104,12 +105,12 @@ def _pool_name(_ctx: click.Context, _param: click.Parameter, value: str | None) 
 
 def pool_option(text: str = "Pool to use; without it, the one that runs.") -> Callable[[Command], Command]:
     """``--pool NAME``, checked; the command gets ``pool``, None where it was not given."""
-    return click.option("--pool", metavar="NAME", default=None, callback=_pool_name, help=text)
+    return click.option("--pool", metavar="NAME", default=None, callback=checked_pool_name, help=text)
 
 
 def pool_argument(command: Command) -> Command:
     """An optional argument POOL, checked; the command gets ``pool``, None where it was not given."""
-    return click.argument("pool", required=False, callback=_pool_name)(command)
+    return click.argument("pool", required=False, callback=checked_pool_name)(command)
 
 
 def connect_option(command: Command) -> Command:
