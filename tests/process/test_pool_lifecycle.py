@@ -23,7 +23,7 @@ from samplerpool.config.arguments import ModelArguments, PoolArguments, SampleAr
 from samplerpool.errors import ModelNotFound, PoolNameTaken, PoolNotFound, StartFailed, TransportError, UsageError
 from samplerpool.pool.launcher import describe_pool, launch_pool, stop_pool
 from samplerpool.wire.codec import decode_replies, encode
-from samplerpool.wire.endpoint import ConnectionFile, find_pool, running_pools
+from samplerpool.wire.endpoint import ConnectionFile, ProcessId, find_pool, running_pools
 from samplerpool.wire.messages import ChatPrompt, Describe, Failed, Ping, Pong, Reply
 from tests.process.pools import DEADLINE_S, alive, ask, launch, processes, wait_until
 
@@ -257,10 +257,18 @@ def test_a_second_signal_does_not_wait_for_what_runs() -> None:
 
 
 def test_a_supervisor_that_does_not_answer_is_killed() -> None:
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(600)"
     pool = launch()
-    os.kill(pool.connection.supervisor.pid, signal.SIGSTOP)
-    assert describe_pool(pool.connection, 0.2)["problem"]
-    assert pool.stop(1.0) == "killed"
+    with subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        endpoint = pool.connection.endpoint.replace(".sock", "-nobody.sock")
+        supervisor = ProcessId.of(process.pid)
+        connection = replace(pool.connection, supervisor=supervisor, endpoint=endpoint, workers=())
+        assert describe_pool(connection, 0.2)["problem"]
+        assert stop_pool(connection, 1.0) == "killed"
+        assert process.wait() == -signal.SIGKILL
+    assert pool.stop(1.0) == "stopped"
     assert alive(pool.connection) == []
 
 
