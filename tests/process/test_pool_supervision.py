@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from samplerpool.client.connection import PoolConnection
+from samplerpool.errors import EngineBroken
 from samplerpool.pool.launcher import describe_pool
 from samplerpool.wire.endpoint import find_pool
+from samplerpool.worker.__main__ import MAX_BREAKS
 from tests.process.pools import (
     alive,
     answers,
@@ -68,6 +70,23 @@ def test_a_worker_that_crashes_over_and_over_has_failed_and_the_other_goes_on() 
     assert "worker 0 has failed" in Path(pool.connection.log_folder, "supervisor.log").read_text()
     assert answers("p", 1)
     assert [ending.requested for ending in find_pool("p").endings] == [False] * 3
+    assert pool.stop(5.0) == "stopped"
+
+
+def test_a_worker_whose_engine_does_nothing_but_raise_is_replaced() -> None:
+    pool = launch(pool="p")
+    first = entry("p")
+    with PoolConnection.attach(find_pool("p")) as client:
+        for _ in range(MAX_BREAKS - 1):
+            assert isinstance(ask(client, "[[raise]]").error, EngineBroken)
+        assert ask(client, "[[say:fine]]").text == "fine"  # so it is not beyond repair
+        for _ in range(MAX_BREAKS):
+            assert isinstance(ask(client, "[[raise]]").error, EngineBroken)
+    wait_for_successor(first, "p")
+    [ending] = find_pool("p").endings
+    assert (ending.incarnation, ending.requested) == (first.incarnation, False)
+    assert ending.reason.startswith(f"ended with: The engine raised in {MAX_BREAKS} steps in a row")
+    assert answers("p")
     assert pool.stop(5.0) == "stopped"
 
 

@@ -161,7 +161,12 @@ def test_a_step_that_raises_fails_all_and_the_loop_goes_on(loop: EngineLoop) -> 
     loop.submit(request("[[tokens:1000]][[pace:0.05]]", 2), bystander)
     assert isinstance(run(loop, request("[[raise:1]]"))[-1].error, EngineBroken)
     assert isinstance(bystander.until_end()[-1].error, EngineBroken)
-    assert run(loop, request("[[say:fine]]", 3))[-1].finish_reason == "stop"
+    assert loop.breaks == 1
+    for breaks in (2, 3):
+        run(loop, request("[[raise]]", breaks))
+        assert loop.breaks == breaks
+    assert run(loop, request("[[say:fine]]", 4))[-1].finish_reason == "stop"
+    assert loop.breaks == 0
 
 
 def test_an_aborted_request_is_silent_and_closing_fails_the_rest(loop: EngineLoop) -> None:

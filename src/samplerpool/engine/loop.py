@@ -84,11 +84,14 @@ class EngineLoop:
     """Runs an engine on a thread of its own.
 
     Every submitted request gets exactly one output with a finish reason, unless it is aborted, after which it gets
-    none. If a step raises, all requests in the engine end with ``EngineBroken`` and the loop goes on.
+    none. If a step raises, all requests in the engine end with ``EngineBroken`` and the loop goes on; ``breaks`` tells
+    whether that was of any use.
 
     Args:
         engine: driven by this loop's thread alone from now on.
         renderer: decodes its tokens, and parses the answers where that is asked for.
+
+    ``breaks`` counts steps in a row that raised, without one between them that yielded anything.
     """
 
     def __init__(self, engine: Engine, renderer: PromptRenderer) -> None:
@@ -100,6 +103,7 @@ class EngineLoop:
         self._commands: deque[_Live | RequestId] = deque()
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._closing = False
+        self.breaks = 0
         self._tokens_done = 0
         self._rate_marks: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
         self._thread = threading.Thread(target=self._run, name="samplerpool-engine", daemon=True)
@@ -217,9 +221,11 @@ class EngineLoop:
             outputs = self.engine.step()
         except Exception as error:
             log.exception("the engine raised in a step; its %d requests fail", len(self._live))
+            self.breaks += 1
             self._fail_all(EngineBroken(f"The engine raised {type(error).__name__} in a step: {error}"))
             return []
         if outputs:
+            self.breaks = 0
             self._mark_rate()
         return outputs
 

@@ -189,6 +189,11 @@ class BaseSampler:
         """A number that moves while anything does here, prompts being rendered included; and whether there is work."""
         return self._loop.steps + self._intake.prepared, self._loop.busy or self._intake.queued() > 0
 
+    @property
+    def breaks(self) -> int:
+        """Steps of the engine in a row that raised, without one between them that yielded anything."""
+        return self._loop.breaks
+
     def describe(self) -> dict[str, Any]:
         """Figures for ``status``, as plain values."""
         stats = self._loop.stats()

@@ -17,7 +17,7 @@ from typing import Any
 
 from samplerpool.config.arguments import WorkerConfig
 from samplerpool.config.logs import LogFile
-from samplerpool.errors import SamplerPoolError, StartFailed
+from samplerpool.errors import EngineBroken, SamplerPoolError, StartFailed
 from samplerpool.samplers.base_sampler import BaseSampler
 from samplerpool.wire.figures import FigureReport
 from samplerpool.wire.keys import KeyRing, Lock
@@ -33,6 +33,10 @@ OOM_SCORE_ABOVE_SUPERVISOR = 200
 
 SWITCH_INTERVAL_S = 0.0005
 """The socket's thread gets the interpreter within this time, even from an engine that never waits."""
+
+MAX_BREAKS = 5
+"""Steps of the engine in a row that may raise before it counts as beyond repair, as it is after some errors of a GPU.
+More than a single bad request causes, which is sent again a few times."""
 
 FIGURES_INTERVAL_S = 1.0
 LOG_CHECK_INTERVAL_S = 1.0
@@ -171,6 +175,8 @@ def _start_telling(
     """Reports in intervals, from the socket's own loop, so that silence means that this loop does not turn."""
 
     def progress() -> None:
+        if sampler.breaks >= MAX_BREAKS:
+            _give_up(status, sampler.breaks)
         steps, busy = sampler.progress()
         status.tell_progress(steps, server.live, busy)
 
@@ -178,6 +184,17 @@ def _start_telling(
     if config.report_figures:
         reports.append((FIGURES_INTERVAL_S, lambda: status.tell_figures(server.figures())))
     return [asyncio.create_task(_every(interval_s, report)) for interval_s, report in reports]
+
+
+def _give_up(status: StatusPipe, breaks: int) -> None:
+    """End, to be started again: the engine does nothing but raise, and would fail all that is sent here.
+
+    At once, because native code in an unknown state may never end in good order.
+    """
+    error = EngineBroken(f"The engine raised in {breaks} steps in a row, so the worker ends.")
+    log.error("%s", error.message)
+    status.tell("failed", error=error.to_wire())
+    os._exit(1)
 
 
 async def _every(interval_s: float, do: Callable[[], None]) -> None:
