@@ -1,4 +1,4 @@
-"""The batch state machine by list equality, and a simulation of whole runs with workers that die."""
+"""The batch state machine by list equality, and simulated runs."""
 
 import heapq
 import random
@@ -20,10 +20,12 @@ from samplerpool.batch.events import (
     WorkerUp,
 )
 from samplerpool.batch.state import MAX_ATTEMPTS, BatchState
+from samplerpool.batch.suspects import MAX_STRIKES
 from samplerpool.data.answers import Answer, RowResult, row_seed
 from samplerpool.data.rows import Row
 from samplerpool.errors import (
     BadRow,
+    EngineBroken,
     LeaseExpired,
     PromptTooLong,
     QueueFull,
@@ -129,33 +131,107 @@ def test_the_row_s_own_fault_is_an_error_row_at_once():
     ]
 
 
-def test_rows_of_a_dead_worker_go_to_another_before_new_ones():
+def test_rows_of_a_dead_worker_wait_until_one_has_nothing_else_to_do():
     driver = Driver(workers=2, max_batch=2)
-    assert driver.tell(RowsRead(rows(*range(10)))) == [
+    assert driver.tell(RowsRead(rows(*range(10))), InputEnded()) == [
         ("assign", 0, [(0, 0), (1, 0), (2, 0), (3, 0)]),
         ("assign", 1, [(4, 0), (5, 0), (6, 0), (7, 0)]),
     ]
     died = WorkerDied("Worker 0 died.")
     assert driver.tell(WorkerDown(0), *(driver.failed(index, died) for index in (3, 2, 1, 0))) == []
-    assert driver.tell(driver.answered(4), driver.answered(5)) == [("assign", 1, [(0, 0), (1, 0)])]
-    driver.tell(driver.answered(0), driver.answered(1))
-    assert driver.jobs[2, 0][0] == driver.jobs[3, 0][0] == 1
+    assert (driver.state.deaths, driver.state.suspects) == (1, 4)
+    assert driver.tell(driver.answered(4)) == [("assign", 1, [(8, 0)])]
+    assert driver.tell(*(driver.answered(index) for index in (5, 6, 7, 8))) == [("assign", 1, [(9, 0)])]
+    assert driver.tell(driver.answered(9)) == [("assign", 1, [(0, 0), (1, 0), (2, 0), (3, 0)])]
+    assert driver.tell(driver.answered(0)) == [("emit", 0, 0, "ok")]
+    assert driver.state.suspects == 3
+    assert driver.tell(*(driver.answered(index) for index in (1, 2, 3)))[-1] == ("finish", "complete")
+
+
+def test_suspects_are_tried_at_the_worker_that_comes_back_while_another_goes_on():
+    driver = Driver(workers=2, max_batch=2)
+    driver.tell(RowsRead(rows(*range(20))))
+    died = WorkerDied("Worker 0 died.")
+    driver.tell(WorkerDown(0, coming=True), *(driver.failed(index, died) for index in range(4)))
+    assert driver.tell(driver.answered(4)) == [("assign", 1, [(8, 0)])]
+    assert driver.tell(WorkerUp(0, 2)) == [("assign", 0, [(0, 0), (1, 0), (2, 0), (3, 0)])]
+    assert driver.tell(driver.answered(0), driver.answered(1)) == [("emit", 0, 0, "ok"), ("emit", 1, 0, "ok")]
+    assert driver.tell(driver.answered(2), driver.answered(3)) == [
+        ("assign", 0, [(9, 0), (10, 0), (11, 0), (12, 0)]),
+        *(("emit", index, 0, "ok") for index in (2, 3, 4)),
+    ]
+
+
+def test_with_nobody_coming_back_one_of_several_is_kept_free_for_the_trial():
+    driver = Driver(workers=3, max_batch=1)
+    driver.tell(RowsRead(rows(*range(30))))
+    died = WorkerDied("Worker 0 died.")
+    driver.tell(WorkerDown(0), *(driver.failed(index, died) for index in range(3)))
+    assert driver.tell(driver.answered(3), driver.answered(6)) == [("assign", 2, [(9, 0)])]
+    assert driver.tell(driver.answered(4)) == []
+    assert driver.tell(driver.answered(5)) == [("assign", 1, [(0, 0), (1, 0), (2, 0)])]
+
+
+def test_the_only_worker_does_the_other_rows_first():
+    driver = Driver(max_batch=1)
+    driver.tell(RowsRead(rows(*range(5))), InputEnded())
+    died = WorkerDied("Worker 0 died.")
+    assert driver.tell(*(driver.failed(index, died) for index in range(3))) == []
+    assert (driver.state.workers, driver.state.coming) == (set(), {0})
+    assert driver.tell(WorkerUp(0, 1)) == [("assign", 0, [(3, 0), (4, 0)])]
+    assert driver.tell(driver.answered(4)) == []
+    assert driver.tell(driver.answered(3)) == [("assign", 0, [(0, 0), (1, 0), (2, 0)])]
+
+
+def test_a_worker_whose_engine_broke_is_emptied_before_it_gets_more():
+    driver = Driver(max_batch=1)
+    driver.tell(RowsRead(rows(*range(5))), InputEnded())
+    broken = EngineBroken("A step raised.")
+    assert driver.tell(driver.failed(1, broken)) == []
+    assert driver.tell(driver.failed(0, broken)) == []
+    assert driver.tell(driver.answered(2)) == [("assign", 0, [(3, 0), (4, 0)])]
+    assert driver.state.workers == {0}
+
+
+def test_a_row_that_dies_alone_three_times_is_an_error_row():
+    driver = Driver()
+    driver.tell(RowsRead(rows(0, 1)), InputEnded())
+    died = WorkerDied("Worker 0 died.")
+    driver.tell(driver.failed(0, died), driver.failed(1, died))
+    assert driver.tell(WorkerUp(0, 4)) == [("assign", 0, [(0, 0), (1, 0)])]
+    assert driver.tell(driver.answered(0)) == [("emit", 0, 0, "ok")]
+    for _ in range(MAX_STRIKES - 1):
+        assert driver.tell(driver.failed(1, died)) == []
+        assert driver.tell(WorkerUp(0, 4)) == [("assign", 0, [(1, 0)])]
+    assert driver.tell(driver.failed(1, died)) == [("emit", 1, 0, "WorkerDied"), ("finish", "complete")]
+    assert driver.state.deaths == 4
+
+
+def test_ends_that_the_pool_was_asked_for_are_held_against_nobody():
+    driver = Driver()
+    driver.tell(RowsRead(rows(0)), InputEnded())
+    for _ in range(MAX_ATTEMPTS + 1):
+        assert driver.tell(driver.failed(0, WorkerDied("stopped", requested=True))) == []
+        assert driver.tell(WorkerUp(0, 4)) == [("assign", 0, [(0, 0)])]
+    assert driver.tell(driver.answered(0)) == [("emit", 0, 0, "ok"), ("finish", "complete")]
+    assert driver.state.deaths == 0
 
 
 def test_a_dead_worker_gets_nothing_even_before_it_is_reported_down():
     driver = Driver(workers=2, max_batch=2)
     driver.tell(RowsRead(rows(0, 1)))
-    assert driver.tell(driver.failed(0, WorkerDied("gone"))) == [("assign", 1, [(0, 0)])]
-    assert driver.state.workers == {1}
+    driver.tell(driver.failed(0, WorkerDied("gone")))
+    assert (driver.state.workers, driver.state.coming) == ({1}, {0})
+    assert driver.tell(RowsRead(rows(2))) == [("assign", 1, [(2, 0)])]
 
 
-def test_the_last_of_several_attempts_ends_in_an_error_row():
+def test_the_last_of_many_attempts_ends_in_an_error_row():
     driver = Driver()
     driver.tell(RowsRead(rows(0)), InputEnded())
     for _ in range(MAX_ATTEMPTS - 1):
         assert driver.tell(driver.failed(0, TransportError("lost"))) == [("assign", 0, [(0, 0)])]
     (emitted, finish) = driver.state.handle(driver.failed(0, TransportError("lost")))
-    assert emitted.result.error.message == "lost Given up after 3 attempts."
+    assert emitted.result.error.message == "lost Given up after 10 attempts."
     assert type(emitted.result.error) is TransportError
     assert finish == Finish("complete")
 
@@ -186,14 +262,24 @@ def test_a_full_worker_rests_and_the_row_keeps_its_attempts():
     assert driver.tell(driver.answered(0)) == [("emit", 0, 0, "ok"), ("finish", "complete")]
 
 
-def test_with_no_worker_left_the_run_ends_and_what_is_finished_is_given_back():
+def test_as_long_as_a_worker_is_coming_the_run_waits_and_then_ends_with_what_is_finished():
     driver = Driver(workers=2)
     driver.tell(RowsRead(rows(0, 1, 2)), InputEnded())
-    driver.tell(driver.failed(0, WorkerDied("gone")), driver.answered(2))
-    assert driver.tell(*(driver.failed(index, WorkerDied("gone")) for index in (0, 1))) == [
-        ("emit", 2, 0, "ok"),
-        ("finish", "no_workers"),
+    died = WorkerDied("gone")
+    assert driver.tell(driver.failed(0, died), driver.failed(1, died), driver.answered(2)) == [
+        ("assign", 1, [(0, 0), (1, 0)])
     ]
+    assert driver.tell(driver.failed(0, died), driver.failed(1, died)) == []
+    assert driver.tell(WorkerDown(0), WorkerDown(1, coming=True)) == []
+    assert driver.tell(WorkerDown(1)) == [("emit", 2, 0, "ok"), ("finish", "no_workers")]
+
+
+def test_a_run_may_begin_before_any_worker_is_there():
+    state = BatchState(7)
+    assert state.handle(WorkerDown(0, coming=True)) == []
+    assert state.room == 0
+    assert state.handle(WorkerUp(0, 1)) == []
+    assert state.room == 3
 
 
 def test_without_any_worker_nothing_is_read():
@@ -248,9 +334,9 @@ def test_reading_pauses_far_ahead_of_the_first_unfinished_row_and_goes_on():
 
 
 class Simulation:
-    """A run with simulated workers: each has a speed, a batch, and may die and come back."""
+    """A run with simulated workers: each has a speed and a batch. (Those that die are in ``test_batch_suspects``.)"""
 
-    def __init__(self, seed, *, count, workers, samples=1, ahead=None, deaths=0):
+    def __init__(self, seed, *, count, workers, samples=1, ahead=None):
         self.random = random.Random(seed)
         self.state = BatchState(seed, samples, ahead)
         self.count, self.read = count, 0
@@ -260,8 +346,6 @@ class Simulation:
         self.clock, self.queue, self.order = 0.0, [], 0
         self.emitted, self.assigned, self.finish = [], {}, None
         self.idle_while_waiting = 0
-        for _ in range(deaths):
-            self.later(self.random.uniform(0, count / 4), ("death", self.random.randrange(workers)))
 
     def later(self, delay, what):
         self.order += 1
@@ -281,14 +365,7 @@ class Simulation:
         return self
 
     def happen(self, kind, worker, job=None):
-        if kind == "death" and worker in self.state.workers and len(self.state.workers) > 1:
-            lost, self.holds[worker] = self.holds[worker], []
-            self.random.shuffle(lost)
-            self.act(self.state.handle(WorkerDown(worker), *(RequestFailed(worker, j, WorkerDied("x")) for j in lost)))
-            self.later(self.random.uniform(1, 20), ("birth", worker))
-        elif kind == "birth":
-            self.act(self.state.handle(WorkerUp(worker, self.max_batch[worker])))
-        elif kind == "answer" and job in self.holds[worker]:
+        if kind == "answer" and job in self.holds[worker]:
             self.holds[worker].remove(job)
             fault = self.random.random()
             if fault < 0.02:
@@ -320,7 +397,7 @@ class Simulation:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_every_row_is_answered_once_and_in_order_whatever_happens(seed):
+def test_every_row_is_answered_once_and_in_order(seed):
     shape = random.Random(seed)
     samples, count = shape.choice([1, 1, 3]), shape.randint(0, 150)
     run = Simulation(
@@ -329,7 +406,6 @@ def test_every_row_is_answered_once_and_in_order_whatever_happens(seed):
         workers=shape.randint(1, 4),
         samples=samples,
         ahead=shape.choice([None, 1, 7, 40]),
-        deaths=shape.randint(0, 12),
     ).run()
     assert run.finish == Finish("complete")
     assert [(r.row.index, r.sample) for r in run.emitted] == [(i, s) for i in range(count) for s in range(samples)]
@@ -337,7 +413,7 @@ def test_every_row_is_answered_once_and_in_order_whatever_happens(seed):
         if result.answer is not None:
             assert result.answer.text == f"{result.row.index}/{result.sample}"
         else:
-            assert isinstance(result.error, PromptTooLong | LeaseExpired | WorkerDied)
+            assert isinstance(result.error, PromptTooLong | LeaseExpired)
     assert all(attempts <= MAX_ATTEMPTS for attempts in run.assigned.values())
 
 

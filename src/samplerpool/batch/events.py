@@ -62,14 +62,19 @@ class WorkerUp:
 
 @dataclass(frozen=True, slots=True)
 class WorkerDown:
-    """A worker is gone. Each job that it held fails on its own (``RequestFailed``)."""
+    """A worker is not there. Each job that it held fails on its own (``RequestFailed``).
+
+    Args:
+        coming: its pool is about to bring it back.
+    """
 
     worker: int
+    coming: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerRested:
-    """A worker that was full may be asked again."""
+    """A worker that was full, or whose engine keeps raising, may be asked again."""
 
     worker: int
 
@@ -85,7 +90,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class RequestFailed:
-    """A job ended with an error; whose fault it is shows in the error's class."""
+    """A job ended with an error; whose fault it is shows in the error."""
 
     worker: int
     job: Job
@@ -121,7 +126,7 @@ class Emit:
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """Send ``WorkerRested`` in a moment: the worker's queue is full."""
+    """Send ``WorkerRested`` in a moment: the worker's queue is full, or its engine keeps raising."""
 
     worker: int
 

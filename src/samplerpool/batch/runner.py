@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -29,7 +29,7 @@ from samplerpool.batch.events import (
 )
 from samplerpool.batch.state import BatchState
 from samplerpool.batch.tally import BatchSummary, Progress, Tally, WorkerTally
-from samplerpool.client.connection import Call, PoolConnection
+from samplerpool.client.connection import Call, PoolConnection, WorkerView
 from samplerpool.config.sampling import sampling_params
 from samplerpool.data.answers import Answer, RowResult, output_row
 from samplerpool.data.rows import Row, rows_from_dataset
@@ -155,6 +155,7 @@ class _Run:
         self._stop_seen = 0
         self._ended: SimpleQueue[Call] = SimpleQueue()
         self._live: dict[Call, Job] = {}
+        self._incarnations: dict[int, str] = {}
         self._resting: dict[int, float] = {}
         self._finish: Finish | None = None
         self._looked_at = 0.0
@@ -235,14 +236,7 @@ class _Run:
     def _look_around(self) -> list[Event]:
         """What changed without a call: workers, the stop switch, rests that are over."""
         self._looked_at = now = time.monotonic()
-        events: list[Event] = []
-        known = self._state.workers
-        for view in self._connection.workers():
-            if view.up and view.index not in known:
-                self._tally.workers.setdefault(view.index, WorkerTally(view.index))
-                events.append(WorkerUp(view.index, self._max_batch(view.index)))
-            elif not view.up and view.index in known:
-                events.append(WorkerDown(view.index))
+        events = self._changes(self._connection.workers())
         for worker, until in list(self._resting.items()):
             if now >= until:
                 del self._resting[worker]
@@ -250,6 +244,20 @@ class _Run:
         if self._stop.pressed > self._stop_seen:
             self._stop_seen = self._stop.pressed
             events.append(StopRequested(at_once=self._stop_seen > 1))
+        return events
+
+    def _changes(self, views: Sequence[WorkerView]) -> list[Event]:
+        """Who has come and gone, also where one process has followed another unseen."""
+        events: list[Event] = []
+        up, coming = self._state.workers, self._state.coming
+        for view in views:
+            if view.up and (view.index not in up or self._incarnations[view.index] != view.incarnation):
+                self._incarnations[view.index] = view.incarnation
+                self._tally.workers.setdefault(view.index, WorkerTally(view.index))
+                events.append(WorkerUp(view.index, self._max_batch(view.index)))
+            elif not view.up and (view.index in up or (view.index in coming) != view.coming):
+                events.append(WorkerDown(view.index, view.coming))
+        events += [WorkerDown(index) for index in sorted((up | coming) - {view.index for view in views})]
         return events
 
     def _max_batch(self, worker: int) -> int:
@@ -295,6 +303,7 @@ class _Run:
             self._connection.abort(list(self._live))
 
     def _report(self) -> None:
+        self._tally.deaths, self._tally.suspects = self._state.deaths, self._state.suspects
         if self._on_progress is not None:
             self._on_progress(
                 self._tally.progress(time.monotonic(), self._state.outstanding.items(), self._state.workers)

@@ -4,8 +4,13 @@ Rows are read ahead a little, cut into jobs (one a sample), handed out in shards
 exactly once. What became of a job decides its way::
 
     waiting ──Assign──▶ running ──Answered──────────────────────────▶ done ──Emit, in order──▶
-       ▲                   │  └───RequestFailed: the row's own fault──▶ done (an error row)
-       └───────────────────┘  RequestFailed: the worker's fault, up to MAX_ATTEMPTS times
+       ▲                  │ │ └──RequestFailed: the row's own fault────▶ done (an error row)
+       ├──────────────────┘ │    RequestFailed: not its fault, up to MAX_ATTEMPTS times
+       │                    └────RequestFailed: its worker died ───────▶ suspect (batch.suspects)
+
+Ordinary rows go first. Suspects are tried at a worker that has nothing else to do: one that has just come back, or one
+that is kept free for them, as long as another goes on with ordinary rows; at the only one when those are done. So a row
+that kills its worker delays nobody but itself and, for a while, its neighbours, and endangers no others.
 """
 
 from __future__ import annotations
@@ -32,10 +37,13 @@ from samplerpool.batch.events import (
     WorkerUp,
 )
 from samplerpool.batch.plan import Window, hand_out, window_for
+from samplerpool.batch.suspects import End, Suspects
+from samplerpool.client.continuation import is_death
 from samplerpool.data.answers import RowResult, row_seed
 from samplerpool.data.rows import Row
 from samplerpool.errors import (
     Aborted,
+    EngineBroken,
     QueueFull,
     Retryable,
     SamplerPoolError,
@@ -45,14 +53,16 @@ from samplerpool.errors import (
     WorkerError,
 )
 
-MAX_ATTEMPTS = 3
-"""How often a row is handed out before its worker's failures are held against it."""
+MAX_ATTEMPTS = 10
+"""How often a row is handed out to workers that live and yet do not answer it."""
 
 AHEAD_PER_PLACE = 64
 MIN_AHEAD = 8192
 """Rows that may be read and not yet given back: enough that one slow row stalls nobody, yet bounded."""
 
 NOT_THE_ROWS_FAULT = (WorkerError, TransportError, Retryable, Aborted)
+UNTRIED = (WorkerError, WorkerDraining, QueueFull)
+"""Ends that do not count as attempts."""
 
 
 class BatchState:
@@ -71,10 +81,12 @@ class BatchState:
         self._slots: deque[Slot] = deque()
         self._waiting: deque[Job] = deque()
         self._windows: dict[int, Window] = {}
-        self._outstanding: dict[int, int] = {}
+        self._held: dict[int, dict[Job, None]] = {}
+        self._suspects = Suspects()
+        self._coming: set[int] = set()
         self._resting: set[int] = set()
         self._draining: set[int] = set()
-        self._ended = False
+        self._input_ended = False
         self._stopping: StopRequested | None = None
         self._fatal: SamplerPoolError | None = None
         self._finished = False
@@ -85,14 +97,29 @@ class BatchState:
         return frozenset(self._windows)
 
     @property
+    def coming(self) -> frozenset[int]:
+        """Those that are not, but will be."""
+        return frozenset(self._coming)
+
+    @property
     def outstanding(self) -> dict[int, int]:
         """Worker to the number of jobs it holds."""
-        return dict(self._outstanding)
+        return {worker: len(jobs) for worker, jobs in self._held.items()}
+
+    @property
+    def deaths(self) -> int:
+        """How often a worker died while it held rows."""
+        return self._suspects.deaths.total()
+
+    @property
+    def suspects(self) -> int:
+        """Rows that were in flight when a worker died, and are not cleared."""
+        return self._suspects.rows
 
     @property
     def room(self) -> int:
         """How many rows should be read now. Never 0 for good: the first unfinished row is always waiting or running."""
-        if self._ended or self._stopping or self._finished:
+        if self._input_ended or self._stopping or self._finished:
             return 0
         places = sum(window.size for window in self._windows.values())
         ahead = self._ahead or max(MIN_AHEAD, AHEAD_PER_PLACE * places)
@@ -105,32 +132,36 @@ class BatchState:
         for event in events:
             match event:
                 case Answered(worker, job, answer):
-                    self._outstanding[worker] -= 1
                     self._close(job, RowResult(job.row, job.sample, job.seed, answer))
+                    self._suspects.proved(worker)
+                    self._ended(worker, job, "done")
                 case RequestFailed(worker, job, error):
-                    self._outstanding[worker] -= 1
                     self._failed(worker, job, error, actions)
                 case RowsRead(rows):
                     for row in rows:
                         self._open(row)
                 case InputEnded():
-                    self._ended = True
+                    self._input_ended = True
                 case WorkerUp(worker, max_batch):
                     self._windows[worker] = window_for(max_batch)
-                    self._outstanding.setdefault(worker, 0)
-                    self._draining.discard(worker)
-                    self._resting.discard(worker)
-                case WorkerDown(worker):
+                    self._held.setdefault(worker, {})
+                    self._suspects.proved(worker)
+                    for others in (self._coming, self._draining, self._resting):
+                        others.discard(worker)
+                case WorkerDown(worker, coming):
                     self._windows.pop(worker, None)
+                    (self._coming.add if coming else self._coming.discard)(worker)
                 case WorkerRested(worker):
                     self._resting.discard(worker)
                 case StopRequested():
                     self._stopping = event
                     self._waiting.clear()
+                    self._suspects.drop()
         if self._finished:
             return []
+        finished = self._emit()
         self._assign(actions)
-        self._emit(actions)
+        actions += finished  # workers first
         self._finish(actions)
         return actions
 
@@ -149,58 +180,99 @@ class BatchState:
         job.slot.missing -= 1
 
     def _failed(self, worker: int, job: Job, error: SamplerPoolError, actions: list[Action]) -> None:
+        self._note(worker, error, actions)
+        death = is_death(error)
+        job.attempts -= death or isinstance(error, UNTRIED) or error.data.get("sent") is False
+        if death:
+            self._ended(worker, job, "died", error)
+        elif isinstance(error, NOT_THE_ROWS_FAULT) and job.attempts < MAX_ATTEMPTS:
+            self._ended(worker, job, "returned")
+        else:
+            if isinstance(error, NOT_THE_ROWS_FAULT):
+                error = type(error)(f"{error.message} Given up after {job.attempts} attempts.", **error.data)
+            self._close(job, RowResult(job.row, job.sample, job.seed, None, error))
+            self._ended(worker, job, "done")
+
+    def _note(self, worker: int, error: SamplerPoolError, actions: list[Action]) -> None:
+        """What a failure says of the worker."""
         if isinstance(error, UnsupportedParameter):  # all rows share their parameters
             self._fatal = error
         if isinstance(error, WorkerError):
-            self._windows.pop(worker, None)
+            if self._windows.pop(worker, None):
+                self._coming.add(worker)  # until more is known
         elif isinstance(error, WorkerDraining):
             self._draining.add(worker)
-        elif isinstance(error, QueueFull) and worker not in self._resting:
+        broken_again = isinstance(error, EngineBroken) and self._suspects.doubtful(worker)
+        if (broken_again or isinstance(error, QueueFull)) and worker not in self._resting:
             self._resting.add(worker)
             actions.append(Rest(worker))
-        if not isinstance(error, NOT_THE_ROWS_FAULT):
-            self._close(job, RowResult(job.row, job.sample, job.seed, None, error))
-        elif isinstance(error, QueueFull):
-            job.attempts -= 1
-            self._again(job)
-        elif job.attempts < MAX_ATTEMPTS:
-            self._again(job)
-        else:
-            final = type(error)(f"{error.message} Given up after {job.attempts} attempts.", **error.data)
-            self._close(job, RowResult(job.row, job.sample, job.seed, None, final))
 
-    def _again(self, job: Job) -> None:
-        """Ahead of all others, because it is nearest to what is to be given back next."""
-        if not self._stopping:
-            self._waiting.appendleft(job)
+    def _ended(self, worker: int, job: Job, end: End, error: SamplerPoolError | None = None) -> None:
+        """A worker holds a job no more."""
+        held = self._held[worker]
+        del held[job]
+        verdict = self._suspects.ended(worker, job, end, held, error)
+        for convict in verdict.convicted:
+            self._close(convict, RowResult(convict.row, convict.sample, convict.seed, None, verdict.error))
+        if self._stopping:
+            self._suspects.drop()
+        else:  # ahead of all others, because they are nearest to what is to be given back next
+            self._waiting.extendleft(reversed(verdict.released))
+
+    # ---- who gets what --------------------------------------------------------------------------------------------
 
     def _assign(self, actions: list[Action]) -> None:
-        if not self._waiting or self._fatal:
+        if self._fatal or not (self._waiting or self._suspects.waiting):
             return
-        open_to_work = self._windows.keys() - self._draining - self._resting
-        windows = {worker: self._windows[worker] for worker in open_to_work}
-        for worker, count in hand_out(len(self._waiting), self._outstanding, windows).items():
-            jobs = [self._waiting.popleft() for _ in range(count)]
-            for job in jobs:
-                job.attempts += 1
-            self._outstanding[worker] += count
-            actions.append(Assign(worker, jobs))
+        free = {w for w in self._windows.keys() - self._draining - self._resting if not self._suspects.engaged(w)}
+        self._try_suspects(free, actions)
+        if self._waiting:
+            windows = {worker: self._windows[worker] for worker in free}
+            for worker, count in hand_out(len(self._waiting), self.outstanding, windows).items():
+                self._send(worker, [self._waiting.popleft() for _ in range(count)], actions)
 
-    def _emit(self, actions: list[Action]) -> None:
-        slots = self._slots
+    def _send(self, worker: int, jobs: list[Job], actions: list[Action]) -> None:
+        for job in jobs:
+            job.attempts += 1
+            self._held[worker][job] = None
+        actions.append(Assign(worker, jobs))
+
+    def _try_suspects(self, free: set[int], actions: list[Action]) -> None:
+        """Begin trials, and take the workers that they need from those that are free for ordinary rows."""
+        while self._suspects.waiting and (worker := self._place_of_trial(free)) is not None:
+            free.discard(worker)
+            if self._held[worker]:
+                return  # when it has finished what it holds
+            self._send(worker, self._suspects.begin(worker), actions)
+
+    def _place_of_trial(self, free: set[int]) -> int | None:
+        """Where the next trial is to be, if anywhere now: where it holds up least, and not always at the same one."""
+
+        def cost(worker: int) -> tuple[int, int, int]:
+            held = 1 if worker in self._coming else 2 * len(self._held[worker])
+            return self._suspects.strain(worker), held, worker
+
+        if self._waiting or self.room > 0:
+            worker = min(free | self._coming, key=cost) if len(free) > 1 else None
+            return worker if worker in free else None
+        return min((worker for worker in free if not self._held[worker]), key=cost, default=None)
+
+    def _emit(self) -> list[Action]:
+        slots, results = self._slots, list[Action]()
         while slots and slots[0].missing == 0:
-            actions.extend(Emit(result) for result in slots.popleft().results if result is not None)
+            results.extend(Emit(result) for result in slots.popleft().results if result is not None)
+        return results
 
     def _finish(self, actions: list[Action]) -> None:
         outcome: Outcome
-        running = any(self._outstanding.values())
+        running = any(self._held.values())
         if self._fatal:
             outcome = "failed"
-        elif self._ended and not self._slots:
+        elif self._input_ended and not self._slots:
             outcome = "complete"
         elif self._stopping and (self._stopping.at_once or not running):
             outcome = "stopped"
-        elif not self._stopping and not running and not self._windows.keys() - self._draining:
+        elif not self._stopping and not running and not self._windows and not self._coming:
             outcome = "no_workers"
         else:
             return

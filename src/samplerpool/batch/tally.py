@@ -27,6 +27,8 @@ class Progress:
     Args:
         done: answers and error rows so far, those included that wait for an earlier row to be given back.
         total: of how many, where that is known.
+        deaths: of workers that held rows.
+        suspects: rows of which one may have caused such a death.
         tokens_per_s: completion tokens over the whole time so far.
         left_s: estimated time left; None while nothing can be said.
     """
@@ -39,6 +41,8 @@ class Progress:
     elapsed_s: float
     left_s: float | None
     workers: tuple[WorkerTally, ...]
+    deaths: int = 0
+    suspects: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,7 @@ class BatchSummary:
     Args:
         rows: output rows given back, error rows included.
         errors: class of the error to the number of rows.
+        deaths: of workers that held rows.
         complete: whether all of the input was dealt with.
         run_seed: gives the same rows again.
     """
@@ -60,6 +65,7 @@ class BatchSummary:
     workers: tuple[WorkerTally, ...]
     run_seed: int
     complete: bool
+    deaths: int = 0
 
     @property
     def error_rows(self) -> int:
@@ -89,6 +95,8 @@ class Tally:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     workers: dict[int, WorkerTally] = field(default_factory=dict)
+    deaths: int = 0
+    suspects: int = 0
 
     def answer(self, worker: int, answer: Answer) -> None:
         """A worker answered."""
@@ -128,6 +136,8 @@ class Tally:
             elapsed_s=elapsed_s,
             left_s=self._left_s(done, elapsed_s),
             workers=tuple(self._copies()),
+            deaths=self.deaths,
+            suspects=self.suspects,
         )
 
     def _left_s(self, done: int, elapsed_s: float) -> float | None:
@@ -150,4 +160,5 @@ class Tally:
             workers=tuple(self._copies()),
             run_seed=run_seed,
             complete=complete,
+            deaths=self.deaths,
         )
