@@ -1,5 +1,6 @@
 """What a run shows: live, plain, and at the end."""
 
+import dataclasses
 import io
 
 from samplerpool.batch.tally import BatchSummary, Progress, WorkerTally
@@ -18,6 +19,10 @@ def test_the_plain_line_has_all_figures():
     assert plain_line(PROGRESS) == (
         "120/1,500 rows, 1 with errors, 2,380 tokens, 238 tokens/s, 10 s so far, about 1 min 55 s left"
         " | worker 0: 60 rows, 1,200 tokens | worker 1: 59 rows, 1,180 tokens (down)"
+    )
+    mortal = dataclasses.replace(PROGRESS, deaths=2, suspects=7)
+    assert plain_line(mortal).split(" | ")[0] == (
+        plain_line(PROGRESS).split(" | ")[0] + ", 2 worker deaths (7 rows are suspected)"
     )
     unknown = Progress(7, None, 0, 9, 3.0, 3.0, None, ())
     assert plain_line(unknown) == "7 rows, 9 tokens, 3 tokens/s, 3.0 s so far"
@@ -38,10 +43,11 @@ def test_the_live_view_fits_a_narrow_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     stream = Terminal()
     with LiveView(stream) as view:
-        view.update(PROGRESS)
+        view.update(dataclasses.replace(PROGRESS, deaths=1, suspects=12))
         view.say("[bold]said[/bold]")
     shown = stream.getvalue()
     assert "120/1,500 rows, 238 tokens/s, 1 errors, 1 min 55 s left" in shown
+    assert "1 worker death (12 rows are suspected)" in shown
     assert "[bold]said[/bold]" in shown
     assert "worker 0" in shown
     assert "down" in shown
@@ -67,3 +73,8 @@ def test_the_summary_names_errors_by_kind_and_the_seed():
         "worker 1: 59 rows, 1,180 tokens (down)",
         "run seed 42 (--seed 42 draws the same again)",
     ]
+
+
+def test_the_summary_tells_of_deaths():
+    summary = BatchSummary(200, {}, 4000, 2380, 10.0, WORKERS, 42, True, deaths=3)
+    assert summary_lines(summary)[4] == "3 worker deaths; what was being answered there was run again"

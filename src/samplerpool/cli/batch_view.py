@@ -114,7 +114,8 @@ def _drawing(progress: Progress) -> RenderableType:
             Text(f"  worker {worker.index}", style),
             *(Text(t, style, justify="right") for t in (f"{worker.rows:,} rows", f"{worker.tokens:,} tokens", state)),
         )
-    return Group(head, workers)
+    trouble = [Text(f"  {_trouble(progress)}", "red", no_wrap=True)] if progress.deaths else []
+    return Group(head, workers, *trouble)
 
 
 def _live_line(progress: Progress) -> str:
@@ -138,8 +139,19 @@ def plain_line(progress: Progress) -> str:
         parts.insert(1, f"{progress.errors:,} with errors")
     if progress.left_s is not None:
         parts.append(f"about {duration(progress.left_s)} left")
+    if progress.deaths:
+        parts.append(_trouble(progress))
     workers = (_worker(w.index, w.rows, w.tokens, w.up) for w in progress.workers)
     return " | ".join([", ".join(parts), *workers])
+
+
+def _trouble(progress: Progress) -> str:
+    suspects = f" ({progress.suspects:,} rows are suspected)" if progress.suspects else ""
+    return _deaths(progress.deaths) + suspects
+
+
+def _deaths(count: int) -> str:
+    return f"{count:,} worker death{'s' if count > 1 else ''}"
 
 
 def _rows(progress: Progress) -> str:
@@ -172,5 +184,7 @@ def summary_lines(summary: BatchSummary) -> list[str]:
         f"{summary.tokens_per_s:,.0f} tokens/s"
     )
     lines += [_worker(w.index, w.rows, w.tokens, w.up) for w in summary.workers]
+    if summary.deaths:
+        lines.append(f"{_deaths(summary.deaths)}; what was being answered there was run again")
     lines.append(f"run seed {summary.run_seed} (--seed {summary.run_seed} draws the same again)")
     return lines
