@@ -131,3 +131,10 @@ def test_the_chart_is_svg_with_bars_in_proportion(bench):
     root = ElementTree.fromstring(chart.bar_chart("Tokens & more", "longer is faster", "tokens/s", groups))
     widths = [float(bar.get("width")) for bar in root.iter("{http://www.w3.org/2000/svg}rect")]
     assert widths[0] == pytest.approx(2 * widths[1], abs=0.2)
+
+
+def test_lost_duplicated_and_changed_rows_are_told_from_error_rows_that_had_to_be(bench):
+    compare = bench("recovery").compare
+    whole = {0: "a", 1: "b", 2: "c", 3: "d"}
+    assert compare(whole, [(0, "a"), (1, "b"), (2, "c"), (3, None)], [3]) == (0, 0, 0, 1)
+    assert compare(whole, [(0, "a"), (0, "a"), (2, None), (3, "x")], []) == (2, 1, 1, 0)
