@@ -356,9 +356,10 @@ def test_the_interpreter_ends_soon_whatever_a_stream_does(where: str) -> None:
 def test_killed_twenty_times_over(time: int) -> None:
     chance = random.Random(time)
     with pool(3) as sampler:
-        whole = "".join(sampler.generate(f"[[say:{SPLIT}]]", stop="STOPPE i", seed=1))
+        question = f"[[say:{SPLIT}]][[pace:0.01]]"
+        whole = "".join(sampler.generate(question, stop="STOPPE i", seed=1))
         before = told(sampler)
-        stream = sampler.generate(f"[[say:{SPLIT}]][[pace:0.01]]", stop="STOPPE i", seed=1)
+        stream = sampler.generate(question, stop="STOPPE i", seed=1)
         text = next(stream)
         for _ in range(2):
             eventually(lambda: latest(sampler).worker >= 0, "it is somewhere")
