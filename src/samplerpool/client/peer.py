@@ -20,20 +20,24 @@ from samplerpool.wire.codec import decode_replies, encode
 from samplerpool.wire.endpoint import ConnectionFile, WorkerEntry
 from samplerpool.wire.messages import (
     Abort,
+    Accepted,
     Description,
     Failed,
+    Finished,
     Generate,
     Malformed,
     Ping,
     Pong,
     Reply,
     Request,
+    Tokens,
 )
 from samplerpool.wire.sockets import open_dealer
 
 log = logging.getLogger(__name__)
 
 MAX_RECEIVED_AT_ONCE = 256
+_OF_CALLS = frozenset({Accepted, Tokens, Finished, Failed})
 
 
 class Peer:
@@ -159,7 +163,9 @@ class Peer:
         return True
 
     def _reply(self, reply: Reply | Malformed) -> None:
-        if isinstance(reply, Pong):
+        if type(reply) in _OF_CALLS:
+            self._call_reply(reply)
+        elif isinstance(reply, Pong):
             calls = [(request_id, call.submitted_at) for request_id, call in self._calls.items()]
             for request_id in self._liveness.lost(reply.ping_id, reply.live, calls):
                 error = RequestLost(f"Worker {self.index} does not know the request (any more); send it again.")
@@ -168,10 +174,9 @@ class Peer:
             answer = self.descriptions.pop(reply.request_id, None)
             if answer is not None:
                 answer.set_result(dict(reply.info))
-        elif isinstance(reply, Malformed):
-            self._malformed(reply.request_id, reply.reason)
         else:
-            self._call_reply(reply)
+            assert isinstance(reply, Malformed)
+            self._malformed(reply.request_id, reply.reason)
 
     def _call_reply(self, reply: Any) -> None:
         if isinstance(reply, Failed) and reply.error == AccessDenied.__name__:

@@ -125,7 +125,7 @@ def _unreadable(path: Path, error: OSError | ValueError) -> DataFileError:
 
 def _row(line: bytes, index: int, place: str) -> Row:
     try:
-        value = json.loads(line.rstrip().decode())
+        value = _decode(line.rstrip().decode())
     except UnicodeDecodeError as error:
         return _broken(index, f"{place}: byte {error.start + 1} is not valid UTF-8.")
     except json.JSONDecodeError as error:
@@ -139,6 +139,10 @@ def _row(line: bytes, index: int, place: str) -> Row:
 
 def _broken(index: int, sentence: str) -> Row:
     return Row(index, error=BadRow(sentence))
+
+
+_decode = json.JSONDecoder().decode
+"""What ``json.loads`` calls, once it has looked at its arguments."""
 
 
 def _json_kind(value: object) -> str:

@@ -53,6 +53,7 @@ _GENERATE, _ABORT, _PING, _DESCRIBE, _STOP, _RESTART, _SCALE = 1, 2, 3, 4, 5, 6,
 _LIST_KEYS, _ADD_KEY, _REVOKE_KEY = 8, 9, 10
 _ACCEPTED, _TOKENS, _FINISHED, _FAILED, _PONG, _DESCRIPTION = 64, 65, 66, 67, 68, 69
 _CHAT, _TOKEN_IDS = 0, 1
+_MESSAGE_KEYS, _BLOCK_KEYS = {"role", "content", "loss_weight"}, {"type", "value"}
 
 
 def encode(messages: Iterable[WireMessage]) -> bytes:
@@ -149,7 +150,8 @@ def _refuse_ext(code: int, data: bytes) -> Any:
 def _decode_entry(entry: Any, decoders: Mapping[int, Callable[[list[Any]], Any]]) -> Any:
     request_id = 0
     try:
-        _require(isinstance(entry, list) and len(entry) >= 2, "an entry must be [kind, id, ...]")
+        if type(entry) is not list or len(entry) < 2:
+            raise ProtocolError("an entry must be [kind, id, ...]")
         kind, candidate = entry[0], entry[1]
         if type(candidate) is int and 0 < candidate <= MAX_REQUEST_ID:
             request_id = candidate
@@ -165,12 +167,14 @@ def _decode_entry(entry: Any, decoders: Mapping[int, Callable[[list[Any]], Any]]
 
 
 def _require(condition: bool, what: str) -> None:
+    """For sentences that are there already; one that must be put together first is raised by its check itself."""
     if not condition:
         raise ProtocolError(what)
 
 
 def _fields(entry: list[Any], count: int) -> list[Any]:
-    _require(len(entry) == count + 1, f"kind {entry[0]} takes {count} fields, not {len(entry) - 1}")
+    if len(entry) != count + 1:
+        raise ProtocolError(f"kind {entry[0]} takes {count} fields, not {len(entry) - 1}")
     return entry[1:]
 
 
@@ -254,15 +258,16 @@ def _check_plain(value: Any, depth: int) -> None:
 
 
 def _chat_message(value: Any) -> Any:
-    _require(isinstance(value, dict) and set(value) <= {"role", "content", "loss_weight"}, "not a v1 message")
-    _require(value.get("role") in ROLES, f"unknown role {_short(value.get('role'))}")
-    blocks = value.get("content")
+    _require(isinstance(value, dict) and value.keys() <= _MESSAGE_KEYS, "not a v1 message")
+    role, blocks, weight = value.get("role"), value.get("content"), value.get("loss_weight")
+    if role not in ROLES:
+        raise ProtocolError(f"unknown role {_short(role)}")
     _require(isinstance(blocks, list), "a message's content must be an array of blocks")
     for block in blocks:
-        _require(isinstance(block, dict) and set(block) == {"type", "value"}, "a block must have type and value alone")
-        _require(block["type"] in CONTENT_TYPES, f"unknown block type {_short(block['type'])}")
+        _require(isinstance(block, dict) and block.keys() == _BLOCK_KEYS, "a block must have type and value alone")
+        if block["type"] not in CONTENT_TYPES:
+            raise ProtocolError(f"unknown block type {_short(block['type'])}")
         _text(block["value"])
-    weight = value.get("loss_weight")
     _require(weight is None or type(weight) in (int, float), "loss_weight must be a number")
     return value
 
@@ -298,7 +303,8 @@ def _decode_prompt(value: Any) -> ChatPrompt | TokenPrompt:
     kind, first, second, third = value
     if kind == _CHAT:
         return ChatPrompt(_chat_messages(first), _optional_text(second), _plain(third))
-    _require(kind == _TOKEN_IDS, f"unknown prompt kind {_short(kind)}")
+    if kind != _TOKEN_IDS:
+        raise ProtocolError(f"unknown prompt kind {_short(kind)}")
     return TokenPrompt(_token_ids(first), _token_ids(second), _count(third))
 
 

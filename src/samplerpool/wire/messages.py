@@ -1,4 +1,8 @@
-"""What travels between client, worker and supervisor. Requests are imperative, replies are nouns or participles."""
+"""What travels between client, worker and supervisor. Requests are imperative, replies are nouns or participles.
+
+All are values, which nobody changes. Those of which there is one a row or token are not frozen all the same, because
+that takes two to three times as long to make one.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from samplerpool.types import Message as ChatMessage
 from samplerpool.types import TokenLogprobs
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ChatPrompt:
     """Messages in the v1 form, to be rendered by the worker.
 
@@ -39,7 +43,7 @@ class TokenPrompt:
     delivered_chars: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Generate:
     """Answer a prompt. ``request_id`` is the client's own number, above 0, used once per connection.
 
@@ -147,7 +151,7 @@ class RevokeKey:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Accepted:
     """The request is valid and queued; ``prompt_ids`` and ``seed`` are all it takes to produce it again."""
 
@@ -156,7 +160,7 @@ class Accepted:
     seed: int
 
 
-@dataclass(slots=True)  # not frozen, which would double the time to make one; there is one for each token
+@dataclass(slots=True)
 class Tokens:
     """New tokens. ``index`` is the position of the first one among all generated; frames have no gaps.
 
@@ -171,7 +175,7 @@ class Tokens:
     logprobs: Sequence[TokenLogprobs] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Finished:
     """Terminal: the request ended well.
 
