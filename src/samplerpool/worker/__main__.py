@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import faulthandler
+import gc
 import json
 import logging
 import os
@@ -37,6 +38,9 @@ SWITCH_INTERVAL_S = 0.0005
 MAX_BREAKS = 5
 """Steps of the engine in a row that may raise before it counts as beyond repair, as it is after some errors of a GPU.
 More than a single bad request causes, which is sent again a few times."""
+
+COLLECT_AFTER = (50_000, 20, 20)
+"""When Python looks for reference cycles, see ``gc.set_threshold``; its own figures are 700, 10, 10."""
 
 FIGURES_INTERVAL_S = 1.0
 LOG_CHECK_INTERVAL_S = 1.0
@@ -114,6 +118,7 @@ async def _run(config: WorkerConfig, status: StatusPipe, log_file: LogFile) -> N
     if not building.done():
         os._exit(0)  # told to stop while loading: a thread inside a library cannot be ended otherwise
     sampler, model = building.result()
+    let_collections_be_rare()
     try:
         server = _serve(config, sampler, model)
     except SamplerPoolError:
@@ -220,6 +225,14 @@ def offer_to_the_oom_killer() -> None:
     path = Path("/proc/self/oom_score_adj")
     with contextlib.suppress(OSError, ValueError):
         path.write_text(str(min(1000, int(path.read_text()) + OOM_SCORE_ABOVE_SUPERVISOR)))
+
+
+def let_collections_be_rare() -> None:
+    """Keep the search for reference cycles from stopping all threads: with tens of thousands of requests queued it
+    takes half a second each time, and comes again and again. What loading left is not gone through any more."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECT_AFTER)
 
 
 def resident_bytes() -> int:
