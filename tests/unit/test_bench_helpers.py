@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -138,3 +139,20 @@ def test_lost_duplicated_and_changed_rows_are_told_from_error_rows_that_had_to_b
     whole = {0: "a", 1: "b", 2: "c", 3: "d"}
     assert compare(whole, [(0, "a"), (1, "b"), (2, "c"), (3, None)], [3]) == (0, 0, 0, 1)
     assert compare(whole, [(0, "a"), (0, "a"), (2, None), (3, "x")], []) == (2, 1, 1, 0)
+
+
+def test_the_median_of_rounds_is_that_of_each_figure(bench):
+    scale = bench("scale")
+    rounds = [[{"case": "a", "us": us, "gap": {"before": us + 1}}] for us in (3, 9, 5)]
+    assert scale.median_of(rounds) == [{"case": "a", "us": 5, "gap": {"before": 6}}]
+
+
+def test_an_output_with_rows_missing_twice_or_out_of_order_is_noticed(bench, tmp_path: Path):
+    scale = bench("_scale_batch")
+    rows = [
+        json.dumps({"id": f"row-{n}", "generation": {"completion_tokens": scale.ANSWER_TOKENS + 1}}) for n in range(4)
+    ]
+    output = tmp_path / "answers.jsonl"
+    for lines, wrong in ((rows, 0), (rows[:3], 1), ([*rows, rows[3]], 2), ([rows[1], rows[0], *rows[2:]], 2)):
+        output.write_text("\n".join(lines) + "\n")
+        assert scale.check_output(output, 4) == wrong
