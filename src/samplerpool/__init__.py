@@ -12,27 +12,33 @@ __version__ = "0.1.0"
 __all__ = [
     "BaseSampler",
     "DataArguments",
+    "DataEngine",
     "ModelArguments",
     "PoolArguments",
     "SampleArguments",
     "SamplerPoolError",
     "SyncSampler",
+    "register_converter",
     "run_chat",
 ]
 
 _HOMES = {
     "BaseSampler": "samplerpool.samplers.base_sampler",
     "DataArguments": "samplerpool.config.arguments",
+    "DataEngine": "samplerpool.data.data_engine",
     "ModelArguments": "samplerpool.config.arguments",
     "PoolArguments": "samplerpool.config.arguments",
     "SampleArguments": "samplerpool.config.arguments",
     "SamplerPoolError": "samplerpool.errors",
     "SyncSampler": "samplerpool.samplers.sync_sampler",
+    "register_converter": "samplerpool.data.converters",
     "run_chat": "samplerpool.samplers.cli_sampler",
 }
 
 if TYPE_CHECKING:
     from samplerpool.config.arguments import DataArguments, ModelArguments, PoolArguments, SampleArguments
+    from samplerpool.data.converters import register_converter
+    from samplerpool.data.data_engine import DataEngine
     from samplerpool.errors import SamplerPoolError
     from samplerpool.samplers.base_sampler import BaseSampler
     from samplerpool.samplers.cli_sampler import run_chat

@@ -52,7 +52,7 @@ def _answer_a_file(folder: Path) -> None:
     assert run.returncode == 3, run.stderr
     answers = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
     assert [answer["generation"]["index"] for answer in answers] == list(range(6))
-    assert "Line 3" in answers[2]["generation"]["error"]
+    assert "in.jsonl, line 3" in answers[2]["generation"]["error"]
     good = [answer for answer in answers if answer["generation"]["error"] is None]
     assert [answer["id"] for answer in good] == list(range(5))
     for answer in good:

@@ -193,7 +193,7 @@ def test_a_broken_line_is_an_error_row_that_names_it(tmp_path: Path) -> None:
     assert [row["generation"]["index"] for row in rows] == list(range(50))
     assert [row["generation"]["text"] for row in rows] == [str(i) if i != 24 else "" for i in range(50)]
     assert rows[24] == {"generation": {**rows[24]["generation"], "index": 24, "finish_reason": "error"}}
-    assert rows[24]["generation"]["error"].startswith("BadRow: Line 25: not valid JSON")
+    assert rows[24]["generation"]["error"].startswith("BadRow: in.jsonl, line 25: not valid JSON")
     assert "50 rows in " in batch.stdout
     assert "49 answered, 1 with errors (BadRow 1)" in batch.stdout
     assert "run seed 4 " in batch.stdout

@@ -148,7 +148,7 @@ def test_the_module_answers_data_sets_to_standard_output(tmp_path: Path) -> None
     evaluation = questions(tmp_path / "eval.jsonl", {"prompt": "four"})
     result = sampler_module(SCRIPTED, "--train_dataset", train, "--eval_dataset", evaluation)
     assert answers(result.stdout) == [(0, "one"), (1, ""), (2, "three 😀"), (3, "four")]
-    assert "Line 2" in json.loads(result.stdout.splitlines()[1])["generation"]["error"]
+    assert "train.jsonl, line 2" in json.loads(result.stdout.splitlines()[1])["generation"]["error"]
     assert "4 rows, 1 with errors" in result.stderr
     assert result.returncode == 3
 

@@ -64,7 +64,8 @@ def test_an_error_row_keeps_what_could_be_read():
         "prompt_tokens": 0,
         "completion_tokens": 0,
         "seed": None,
-        "error": "BadRow: Line 9: a row needs a messages or a prompt column; this one has: id, text.",
+        "error": "BadRow: Line 9: a row needs a messages or a prompt column, or columns that a converter knows; "
+        "this one has: id, text.",
     }
 
 

@@ -1,10 +1,12 @@
 """Rows from files and data sets: what is good goes on, what is bad says where and why."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from samplerpool.data.jsonl import JsonlFile
+from samplerpool.data.collection import DataCollection
+from samplerpool.data.jsonl import JsonLines
 from samplerpool.data.rows import Row, row_from, rows_from_dataset, with_system
 from samplerpool.errors import BadRow, DataFileError, RenderError, UsageError
 from tests.nobody import folder_of_mode, without_privileges
@@ -17,8 +19,8 @@ def text(role, value):
 def read(tmp_path, data):
     path = tmp_path / "data.jsonl"
     path.write_bytes(data if isinstance(data, bytes) else data.encode())
-    with JsonlFile(path) as file:
-        return list(file)
+    with DataCollection.open(path) as data:
+        return list(data.rows())
 
 
 def test_prompt_messages_tools_and_own_columns(tmp_path):
@@ -42,7 +44,7 @@ def test_blank_lines_are_no_rows_but_count_as_lines(tmp_path):
     rows = read(tmp_path, '\n  \n{"prompt": "a"}\r\n\n{broken\n{"prompt": "b"}')
     assert [row.index for row in rows] == [0, 1, 2]
     assert [row.error is None for row in rows] == [True, False, True]
-    assert rows[1].error.message.startswith("Line 5: not valid JSON: Expecting property name")
+    assert rows[1].error.message.startswith("data.jsonl, line 5: not valid JSON: Expecting property name")
 
 
 def test_a_byte_order_mark_is_tolerated(tmp_path):
@@ -55,21 +57,21 @@ def test_a_byte_order_mark_is_tolerated(tmp_path):
 @pytest.mark.parametrize(
     ("line", "kind", "words"),
     [
-        (b'{"prompt": "a"', BadRow, ["Line 2", "not valid JSON", "column 15"]),
-        (b"[1, 2]", BadRow, ["Line 2", "a list"]),
-        (b"null", BadRow, ["Line 2", "null"]),
-        (b'"just text"', BadRow, ["Line 2", "a string"]),
-        (b'{"prompt": "caf\xe9"}', BadRow, ["Line 2", "byte 16", "UTF-8"]),
-        (b"[" * 200_000, BadRow, ["Line 2", "cannot be read"]),
-        (b'{"prompt": "a", "n": ' + b"9" * 5000 + b"}", BadRow, ["Line 2", "cannot be read"]),
-        (b'{"text": "a", "id": 3}', BadRow, ["Line 2", "messages or a prompt", "text, id"]),
-        (b"{}", BadRow, ["Line 2", "messages or a prompt", "none"]),
-        (b'{"chosen_messages": [], "rejected_messages": []}', BadRow, ["Line 2", "preference pair"]),
-        (b'{"prompt": "a", "tools": "\\ud83d"}', BadRow, ["Line 2", "tools", "surrogate"]),
-        (b'{"messages": [{"role": "bot", "content": "a"}]}', RenderError, ["Line 2: messages[0]", "'bot'"]),
-        (b'{"messages": []}', RenderError, ["Line 2", "no messages"]),
-        (b'{"messages": [{"role": "assistant", "content": "a"}]}', RenderError, ["Line 2", "nothing to answer"]),
-        (b'{"prompt": 5}', RenderError, ["Line 2", "int 5"]),
+        (b'{"prompt": "a"', BadRow, ["line 2", "not valid JSON", "column 15"]),
+        (b"[1, 2]", BadRow, ["line 2", "a list"]),
+        (b"null", BadRow, ["line 2", "null"]),
+        (b'"just text"', BadRow, ["line 2", "a string"]),
+        (b'{"prompt": "caf\xe9"}', BadRow, ["line 2", "byte 16", "UTF-8"]),
+        (b"[" * 200_000, BadRow, ["line 2", "cannot be read"]),
+        (b'{"prompt": "a", "n": ' + b"9" * 5000 + b"}", BadRow, ["line 2", "cannot be read"]),
+        (b'{"text": "a", "id": 3}', BadRow, ["line 2", "messages or a prompt", "text, id"]),
+        (b"{}", BadRow, ["line 2", "messages or a prompt", "none"]),
+        (b'{"chosen_messages": [], "rejected_messages": []}', BadRow, ["line 2", "preference pair"]),
+        (b'{"prompt": "a", "tools": "\\ud83d"}', BadRow, ["line 2", "tools", "surrogate"]),
+        (b'{"messages": [{"role": "bot", "content": "a"}]}', RenderError, ["line 2: messages[0]", "'bot'"]),
+        (b'{"messages": []}', RenderError, ["line 2", "no messages"]),
+        (b'{"messages": [{"role": "assistant", "content": "a"}]}', RenderError, ["line 2", "nothing to answer"]),
+        (b'{"prompt": 5}', RenderError, ["line 2", "int 5"]),
     ],
 )
 def test_a_bad_line_is_an_error_row_that_names_it_and_the_others_go_on(tmp_path, line, kind, words):
@@ -105,9 +107,9 @@ def test_a_file_that_is_useless_as_a_whole(tmp_path, data, words):
 
 def test_missing_files_and_folders(tmp_path):
     with pytest.raises(DataFileError, match="There is no data file"):
-        JsonlFile(tmp_path / "none.jsonl")
-    with pytest.raises(DataFileError, match="is a folder"):
-        JsonlFile(tmp_path)
+        DataCollection.open(tmp_path / "none.jsonl")
+    with pytest.raises(DataFileError, match="has no data files"):
+        DataCollection.open(tmp_path)
 
 
 def test_a_file_that_may_not_be_read():
@@ -116,26 +118,27 @@ def test_a_file_that_may_not_be_read():
         path.write_text("{}")
         path.chmod(0)
         with without_privileges(), pytest.raises(DataFileError, match="cannot be read: Permission denied"):
-            JsonlFile(path)
+            DataCollection.open(path)
 
 
 def test_rows_are_counted_and_files_closed(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_text('\n{"prompt": "a"}\n \n{broken\n')
-    with JsonlFile(path) as file:
-        assert file.count_rows() == 2
-        assert len(list(file)) == 2
+    with DataCollection.open(path) as data:
+        assert data.count_rows() == 2
+        assert len(list(data.rows())) == 2
 
 
 def test_a_file_is_read_as_a_stream(tmp_path):
     """The reader is not further in the file than a buffer ahead of the row that it gives."""
     path = tmp_path / "data.jsonl"
     path.write_text('{"prompt": "a"}\n' * 200_000)
-    with JsonlFile(path) as file:
-        rows = iter(file)
-        next(rows)
-        assert file._file.raw.tell() < 1 << 20
-        rows.close()
+    records = iter(JsonLines(path))
+    next(records)
+    (descriptor,) = (each for each in Path("/proc/self/fd").iterdir() if each.exists() and each.samefile(path))
+    position = Path(f"/proc/self/fdinfo/{descriptor.name}").read_text().split()[1]
+    assert 0 < int(position) < 1 << 20
+    records.close()
 
 
 class MapStyle:

@@ -24,7 +24,7 @@ from samplerpool.cli.main import EXIT_INTERRUPTED, EXIT_ROW_ERRORS
 from samplerpool.cli.options import chosen_pool, connect_option, model_options, pool_option, sampling_options
 from samplerpool.client.connection import PoolConnection
 from samplerpool.data.answers import RowResult, error_text, output_row
-from samplerpool.data.jsonl import JsonlFile
+from samplerpool.data.collection import DataCollection
 from samplerpool.data.rows import Row, with_system
 from samplerpool.errors import BatchError, UsageError
 from samplerpool.wire.endpoint import ConnectionFile
@@ -42,7 +42,8 @@ MODEL_ARGUMENTS = ("template", "custom_chat_template", "trust_remote_code", "dty
 class Job:
     """What is to be done, as the command line said it."""
 
-    source: Path
+    source: str
+    converter: str | None
     output: Path
     overwrite: bool
     limit: int | None
@@ -56,12 +57,18 @@ class Job:
         return int(self.sampling.get("num_return_sequences") or 1)
 
 
-@click.command("batch", short_help="Answer every row of a file.")
-@click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
+@click.command("batch", short_help="Answer every row of a data set.")
+@click.argument("source", metavar="INPUT")
 @click.option("--output", "-o", metavar="FILE", type=click.Path(path_type=Path), required=True, help="File to write.")
 @pool_option()
 @connect_option
 @click.option("--model", metavar="MODEL", help="Start a private pool with this model, stopped at the end.")
+@click.option(
+    "--converter",
+    metavar="NAME",
+    help="How rows become conversations: openai, prompt, alpaca, sharegpt, pair, or package.module.function of your "
+    "own. Default: chosen by each row's columns.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an output that is there already.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Answer only the first N rows.")
 @click.option(
@@ -77,11 +84,12 @@ class Job:
 def command(
     context: click.Context,
     /,
-    source: Path,
+    source: str,
     output: Path,
     pool: str | None,
     connect: Path | None,
     model: str | None,
+    converter: str | None,
     overwrite: bool,
     limit: int | None,
     on_error: str,
@@ -89,10 +97,11 @@ def command(
     sampling: dict[str, Any],
     **model_settings: Any,
 ) -> int:
-    """Answer every row of INPUT, a JSON Lines file, and write the rows with their answers to --output, in order.
+    """Answer every row of INPUT, and write the rows with their answers to --output as JSON Lines, in order.
 
-    A row has "messages" (a conversation) or "prompt" (a text); its other columns are kept. A row that cannot be
-    answered gets its error instead.
+    INPUT is a file (JSON Lines, JSON, CSV, TSV, Parquet, Arrow, text), a folder of them, a YAML file of several, or a
+    data set of the hub. A row has "messages" (a conversation) or "prompt" (a text), or what --converter reads; its
+    other columns are kept. A row that cannot be answered gets its error instead.
 
     The rows go to FILE.partial first. Ctrl-C finishes the rows that are being answered and stops; pressed twice, it
     stops at once. What is finished then stays in FILE.partial.
@@ -102,10 +111,10 @@ def command(
     """
     _check_choice(pool, connect, model)
     _check_unheard(context, model, model_settings)
-    job = Job(source, output, overwrite, limit, on_error == "stop", system, sampling)
-    with JsonlFile(job.source) as rows, _output(job) as file:
+    job = Job(source, converter, output, overwrite, limit, on_error == "stop", system, sampling)
+    with _data(job) as data, _output(job, data) as file:
         with _connected(pool, connect, model, model_settings) as connection:
-            summary = _run(job, rows, file, connection)
+            summary = _run(job, data, file, connection)
         return _conclude(summary, file)
 
 
@@ -123,9 +132,16 @@ def _check_unheard(context: click.Context, model: str | None, model_settings: It
             raise UsageError(f"{option} is for a pool that is started here, so it needs --model MODEL.")
 
 
-def _output(job: Job) -> OutputFile:
-    if job.output.exists() and os.path.samefile(job.source, job.output):
-        raise UsageError(f"Input and output are the same file, {job.source}; choose another --output.")
+def _data(job: Job) -> DataCollection:
+    return DataCollection.open(
+        job.source, converter=job.converter, note=lambda sentence: click.echo(sentence, err=True)
+    )
+
+
+def _output(job: Job, data: DataCollection) -> OutputFile:
+    for path in data.paths if job.output.exists() else ():
+        if os.path.samefile(path, job.output):
+            raise UsageError(f"Input and output are the same file, {path}; choose another --output.")
     return OutputFile(job.output, overwrite=job.overwrite)
 
 
@@ -177,11 +193,11 @@ def _arguments(model: str, settings: dict[str, Any]) -> tuple[ModelArguments, Po
 # ---- the run ------------------------------------------------------------------------------------------------------
 
 
-def _run(job: Job, file: JsonlFile, output: OutputFile, connection: PoolConnection) -> BatchSummary:
-    total = file.count_rows()
-    rows: Iterable[Row] = file
+def _run(job: Job, data: DataCollection, output: OutputFile, connection: PoolConnection) -> BatchSummary:
+    total = data.count_rows()
+    rows: Iterable[Row] = data.rows()
     if job.limit is not None:
-        rows = itertools.islice(file, job.limit)
+        rows = itertools.islice(rows, job.limit)
         total = job.limit if total is None else min(total, job.limit)
     if job.system is not None:
         rows = with_system(rows, job.system)

@@ -48,12 +48,15 @@ class DataArguments:
     """Data sets to answer.
 
     Args:
-        train_dataset, eval_dataset: paths of JSONL files; both are answered if both are given, training data first.
+        train_dataset, eval_dataset: a file, a folder, a dataset-info YAML or a hub id, see ``DataEngine``; both are
+            answered if both are given, training data first.
+        converter: from rows to conversations, by name; ``None``: chosen by each row's columns.
         output: path of a new JSONL file for the answered rows; ``None`` means standard output.
     """
 
     train_dataset: str | None = None
     eval_dataset: str | None = None
+    converter: str | None = None
     output: str | None = None
 
 

@@ -1,23 +1,20 @@
 """One row of a data set, made ready for answering: from a table's columns, or from any dataset.
 
-A row may have ``messages`` (any form that ``data.messages`` takes) or ``prompt`` (a string or a list of messages), and
-``tools`` (JSON text, or the list itself). All columns are kept for the output. A row that cannot be answered is not an
-exception but a row with an ``error``: the others go on.
+A row's columns become a conversation by a converter (``data.converters``); all columns are kept for the output. A row
+that cannot be answered is not an exception but a row with an ``error``: the others go on.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from samplerpool.data.messages import split_reference, to_v1
+from samplerpool.data.converters import AutoConverter, Converter, at_place, sample_of
+from samplerpool.data.entries import to_answer
 from samplerpool.errors import BadRow, RenderError, SamplerPoolError, UsageError
-from samplerpool.types import Dataset, Message
-
-PREFERENCE_COLUMNS = ("chosen_messages", "rejected_messages")
+from samplerpool.types import Dataset, Message, Sample
 
 
 @dataclass(slots=True)
@@ -41,11 +38,14 @@ class Row:
     error: SamplerPoolError | None = None
 
 
-def row_from(value: object, index: int, place: str) -> Row:
+_AUTO = AutoConverter()
+
+
+def row_from(value: object, index: int, place: str, converter: Converter = _AUTO) -> Row:
     """A row out of whatever a data set holds: an object with columns, a list of messages, or a prompt.
 
     Args:
-        place: where it stands, for the error's sentence, as in ``Line 7``.
+        place: where it stands, for the error's sentence, as in ``data.jsonl, line 7``.
     """
     if isinstance(value, str | list | tuple):
         value = {"prompt": value}
@@ -53,65 +53,62 @@ def row_from(value: object, index: int, place: str) -> Row:
         return Row(index, error=BadRow(f"{place}: a row must be an object with columns, not {type(value).__name__}."))
     columns = value if type(value) is dict else dict(value)
     try:
-        messages, reference = split_reference(to_v1(_conversation(columns)))
-        return Row(index, columns, messages, _tools(columns.get("tools")), reference)
+        sample = sample_of(converter, columns)
     except (BadRow, RenderError) as error:
-        return Row(index, columns, error=type(error)(f"{place}: {error.message}", **error.data))
+        return Row(index, columns, error=at_place(error, place))
+    return row_of(sample, index, place, columns)
 
 
-def _conversation(columns: Mapping[str, Any]) -> Any:
-    messages = columns.get("messages")
-    if messages is not None:
-        return messages
-    prompt = columns.get("prompt")
-    if prompt is not None:
-        return prompt
-    if any(columns.get(name) is not None for name in PREFERENCE_COLUMNS):
-        raise BadRow("a preference pair (chosen_messages, rejected_messages) is no conversation to answer.")
-    names = ", ".join(map(str, columns)) or "none"
-    raise BadRow(f"a row needs a messages or a prompt column; this one has: {names}.")
+def row_of(sample: Sample, index: int, place: str, columns: dict[str, Any]) -> Row:
+    """A row out of a sample in the v1 form.
 
-
-def _tools(tools: Any) -> str | None:
-    """Tools as JSON text; whether the text is valid is the renderer's matter."""
-    if not tools:
-        return None
-    if not isinstance(tools, str):
-        try:
-            tools = json.dumps(tools, ensure_ascii=False)
-        except (TypeError, ValueError) as error:
-            raise BadRow(f"tools cannot be written as JSON: {error}.") from None
+    Args:
+        columns: for the output.
+    """
     try:
-        tools.encode()
-    except UnicodeEncodeError:
-        raise BadRow("tools hold half a surrogate pair, which is no character; remove it.") from None
-    return str(tools)
+        messages, reference = to_answer(sample)
+    except (BadRow, RenderError) as error:
+        return Row(index, columns, error=at_place(error, place))
+    return Row(index, columns, messages, sample.get("tools"), reference)
 
 
 def rows_from_dataset(dataset: Dataset | str | Path) -> Iterator[Row]:
     """Rows of any dataset, one after the other, without loading it whole.
 
     Args:
-        dataset: a list, a torch map-style or iterable dataset, a ``datasets.Dataset``, any iterable of rows, or the
-            path of a JSONL file. A row is an object with columns, a list of messages, or a prompt string.
+        dataset: a list, a torch map-style or iterable dataset (``DataEngine`` too), a ``datasets.Dataset``, any
+            iterable of rows, or what names a data set: a path, a dataset-info YAML, a hub id. A row is an object with
+            columns, a list of messages, or a prompt string.
 
     Raises:
         UsageError: it cannot be gone through.
-        DataFileError: the file cannot be read (when the first row is asked for).
+        DataFileError: a file cannot be read.
     """
     if isinstance(dataset, str | Path):
-        return _file_rows(Path(dataset))
+        return _named(dataset)
+    if (rows := _own_rows(dataset)) is not None:
+        return rows
     if isinstance(dataset, Mapping):
         names = ", ".join(map(repr, dataset))
         raise UsageError(f"This is a mapping of several data sets or columns ({names}), not one data set; pick one.")
+    if hasattr(dataset, "iterrows"):  # going through a data frame gives the names of its columns
+        raise UsageError("A data frame is gone through by columns; pass dataset.to_dict('records').")
     return _rows(_items(dataset))
 
 
-def _file_rows(path: Path) -> Iterator[Row]:
-    from samplerpool.data.jsonl import JsonlFile  # it builds on this module
+def _own_rows(dataset: object) -> Iterator[Row] | None:
+    """Of our own data sets, which give rows themselves: broken ones with their error, instead of raising at them."""
+    from samplerpool.data.collection import DataCollection  # they build on this module
+    from samplerpool.data.data_engine import DataEngine
 
-    with JsonlFile(path) as file:
-        yield from file
+    return dataset.rows() if isinstance(dataset, DataEngine | DataCollection) else None
+
+
+def _named(dataset: str | Path) -> Iterator[Row]:
+    from samplerpool.data.collection import DataCollection
+
+    with DataCollection.open(dataset) as collection:
+        yield from collection.rows()
 
 
 def _rows(items: Iterable[object]) -> Iterator[Row]:

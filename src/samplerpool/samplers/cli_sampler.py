@@ -6,9 +6,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,7 @@ from samplerpool.chat.session import chat_params, converse
 from samplerpool.config.parser import Arguments, describe_arguments, get_args
 from samplerpool.config.sampling import sampling_params
 from samplerpool.data.answers import output_row
-from samplerpool.data.jsonl import JsonlFile
-from samplerpool.data.rows import Row
+from samplerpool.data.collection import DataCollection
 from samplerpool.errors import InvalidParameter, SamplerPoolError, UsageError
 from samplerpool.samplers.sync_sampler import SyncSampler
 
@@ -65,9 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Arguments) -> int:
-    paths = [path for path in (arguments.data.train_dataset, arguments.data.eval_dataset) if path]
-    if paths:
-        return _answer_data(arguments, paths)
+    if arguments.data.train_dataset or arguments.data.eval_dataset:
+        return _answer_data(arguments)
     params = chat_params(arguments.sample.given())
     with _launch(arguments, default_workers=1) as sampler:
         return converse(sampler, params)
@@ -105,18 +102,18 @@ def _engine(arguments: Arguments) -> str:
 # ---- answering data -------------------------------------------------------------------------------------------------
 
 
-def _answer_data(arguments: Arguments, paths: Sequence[str]) -> int:
-    """Answer all rows of all files as one data set; whatever can be refused is refused before a model is loaded."""
+def _answer_data(arguments: Arguments) -> int:
+    """Answer all rows of all data sets as one; whatever can be refused is refused before a model is loaded."""
     params = sampling_params(arguments.sample.given()).given()
     samples = params.get("num_return_sequences", 1)
     with ExitStack() as stack:
-        files = [stack.enter_context(JsonlFile(Path(path).expanduser())) for path in paths]
+        data = stack.enter_context(DataCollection.open(arguments.data, note=_say))
         output = _open_output(arguments.data.output, stack)
         write = output.write if output else _print_row
         sampler = stack.enter_context(_launch(arguments, default_workers="auto"))
         summary = run_batch(
             sampler.connection,
-            _renumbered(files),
+            data.rows(),
             params=params,
             on_result=lambda result: write(output_row(result, samples)),
         )
@@ -136,11 +133,6 @@ def _open_output(path: str | None, stack: ExitStack) -> OutputFile | None:
 def _print_row(row: dict[str, Any]) -> None:
     sys.stdout.buffer.write(encode_row(row))
     sys.stdout.buffer.flush()
-
-
-def _renumbered(files: Iterable[Iterable[Row]]) -> Iterator[Row]:
-    rows = (row for file in files for row in file)
-    return (replace(row, index=index) for index, row in enumerate(rows))
 
 
 if __name__ == "__main__":

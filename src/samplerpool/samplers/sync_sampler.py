@@ -246,7 +246,8 @@ class SyncSampler(BaseSampler):
         """Answer every sample of a data set with all workers.
 
         Args:
-            dataset: a list, a torch map-style or iterable dataset, a ``datasets.Dataset``, or the path of a JSONL file.
+            dataset: a list, a torch map-style or iterable dataset, a ``datasets.Dataset``, a ``DataEngine``, or what
+                that takes: a path, a dataset-info YAML, a hub id.
             **params: sampling parameters of all rows; ``seed`` seeds the run.
 
         Returns:

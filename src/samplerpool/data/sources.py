@@ -1,0 +1,100 @@
+"""Which reader a path, a folder or a hub id gets."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from samplerpool.data.arrow import ArrowFile, ParquetFile
+from samplerpool.data.hub import open_hub, open_saved
+from samplerpool.data.json_list import JsonList
+from samplerpool.data.jsonl import JsonLines
+from samplerpool.data.opening import Opening
+from samplerpool.data.plain_text import SeparatedValues, TextLines
+from samplerpool.data.records import JoinedRecords, Records
+from samplerpool.errors import DataFileError
+
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".txt")
+SOURCES = ("local", "hf_hub")
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_SAVED_BY_DATASETS = ("state.json", "dataset_dict.json")
+_ABOUT_THE_DATA = ("dataset_info.json", "dataset_infos.json", "README.txt", "LICENSE.txt")
+
+
+def open_source(path: str, *, source: str | None = None, split: str | None = None, streaming: bool = False) -> Records:
+    """The records of a file, a folder of files, or a data set of the hub.
+
+    Args:
+        path: where it is; ``owner/name`` on the hub.
+        source: ``local`` or ``hf_hub``; None: what is here, else the hub.
+        split: of a data set that has several; None for ``train`` on the hub, and for all files of a folder.
+        streaming: read a data set of the hub without downloading it first.
+
+    Raises:
+        DataFileError: it is missing, unreadable, empty, or in no known format; or a library for it is missing.
+    """
+    place = Path(path).expanduser()
+    is_here = os.path.lexists(place)
+    if source == "hf_hub" or (source is None and not is_here and is_hub_id(path)):
+        return open_hub(path, split=split or "train", streaming=streaming)
+    if place.is_dir():
+        return _open_folder(place, split)
+    if split not in (None, "train"):
+        raise DataFileError(f"{path} is one file and has no splits, so leave {split!r} out.", path=path)
+    return open_file(place)
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether this may name a data set of the hub: ``owner/name``, and not a file by its ending."""
+    return _HUB_ID.fullmatch(path) is not None and not path.lower().endswith(SUFFIXES)
+
+
+def open_file(path: Path) -> Records:
+    """The records of one file or pipe, by its name's ending; any other name means JSON, one object a line or a list.
+
+    Raises:
+        DataFileError
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return ParquetFile(path)
+    if suffix in (".arrow", ".feather"):
+        return ArrowFile(path)
+    if suffix in (".jsonl", ".ndjson"):
+        return JsonLines(path)
+    if suffix in (".csv", ".tsv"):
+        return SeparatedValues(path, delimiter="\t" if suffix == ".tsv" else ",")
+    if suffix == ".txt":
+        return TextLines(path)
+    opening = Opening(path)
+    return (JsonList if opening.start.lstrip().startswith(b"[") else JsonLines)(path, opening)
+
+
+def _open_folder(folder: Path, split: str | None) -> Records:
+    """All data files in it and below, by name; those of one split carry its name, as on the hub."""
+    if any((folder / name).is_file() for name in _SAVED_BY_DATASETS):
+        return open_saved(folder, split)
+    files = [path for path in sorted(folder.rglob("*")) if _is_data(path.relative_to(folder)) and path.is_file()]
+    if not files:
+        raise DataFileError(
+            f"The folder {folder} has no data files; known are {', '.join(SUFFIXES)}.", path=str(folder)
+        )
+    if split is not None:
+        files = [path for path in files if _is_of_split(path.relative_to(folder), split)]
+    if not files:
+        raise DataFileError(
+            f"No data file in {folder} is of the split {split!r}: none has it as a word of its name.", path=str(folder)
+        )
+    records = [open_file(path) for path in files]
+    return records[0] if len(records) == 1 else JoinedRecords(records)
+
+
+def _is_data(path: Path) -> bool:
+    hidden = any(part.startswith((".", "_")) for part in path.parts)
+    return path.suffix.lower() in SUFFIXES and not hidden and path.name not in _ABOUT_THE_DATA
+
+
+def _is_of_split(path: Path, split: str) -> bool:
+    return split in re.split(r"[-_./\s]", path.with_suffix("").as_posix())
