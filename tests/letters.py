@@ -31,5 +31,7 @@ class LetterRenderer:
     def prompt_ids(self, messages: Sequence[Message], tools: str | None, options: Mapping[str, Any]) -> tuple[int, ...]:
         return tuple(self.codec.encode("".join(block["value"] for m in messages for block in m["content"])))
 
-    def parse_message(self, text: str) -> Message:
+    needs_special_tokens = False
+
+    def parse_message(self, text: str, prompt_ids: Sequence[int]) -> Message:
         return {"role": "assistant", "content": [{"type": "text", "value": text}]}

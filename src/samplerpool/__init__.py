@@ -10,28 +10,46 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 __all__ = [
+    "AnswerTags",
     "BaseSampler",
+    "Content",
     "DataArguments",
     "DataEngine",
+    "Message",
     "ModelArguments",
+    "ModelInput",
     "PoolArguments",
+    "Renderer",
+    "RenderingPlugin",
+    "Sample",
     "SampleArguments",
     "SamplerPoolError",
     "SyncSampler",
+    "ToolCall",
     "register_converter",
+    "register_rendering_plugin",
     "run_chat",
 ]
 
 _HOMES = {
+    "AnswerTags": "samplerpool.rendering.parsing",
     "BaseSampler": "samplerpool.samplers.base_sampler",
+    "Content": "samplerpool.types",
     "DataArguments": "samplerpool.config.arguments",
     "DataEngine": "samplerpool.data.data_engine",
+    "Message": "samplerpool.types",
     "ModelArguments": "samplerpool.config.arguments",
+    "ModelInput": "samplerpool.types",
     "PoolArguments": "samplerpool.config.arguments",
+    "Renderer": "samplerpool.rendering.renderer",
+    "RenderingPlugin": "samplerpool.rendering.plugins",
+    "Sample": "samplerpool.types",
     "SampleArguments": "samplerpool.config.arguments",
     "SamplerPoolError": "samplerpool.errors",
     "SyncSampler": "samplerpool.samplers.sync_sampler",
+    "ToolCall": "samplerpool.types",
     "register_converter": "samplerpool.data.converters",
+    "register_rendering_plugin": "samplerpool.rendering.plugins",
     "run_chat": "samplerpool.samplers.cli_sampler",
 }
 
@@ -40,9 +58,13 @@ if TYPE_CHECKING:
     from samplerpool.data.converters import register_converter
     from samplerpool.data.data_engine import DataEngine
     from samplerpool.errors import SamplerPoolError
+    from samplerpool.rendering.parsing import AnswerTags
+    from samplerpool.rendering.plugins import RenderingPlugin, register_rendering_plugin
+    from samplerpool.rendering.renderer import Renderer
     from samplerpool.samplers.base_sampler import BaseSampler
     from samplerpool.samplers.cli_sampler import run_chat
     from samplerpool.samplers.sync_sampler import SyncSampler
+    from samplerpool.types import Content, Message, ModelInput, Sample, ToolCall
 
 
 def __getattr__(name: str) -> Any:

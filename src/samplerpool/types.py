@@ -24,11 +24,16 @@ class Content(TypedDict):
 
 
 class Message(TypedDict):
-    """One turn in the v1 form."""
+    """One turn in the v1 form.
+
+    ``loss_weight``: how much the turn counts in training; 0 masks it. ``parse_error``: of a parsed answer, what in it
+    could not be understood and was kept as text.
+    """
 
     role: Role
     content: list[Content]
     loss_weight: NotRequired[float]
+    parse_error: NotRequired[str]
 
 
 class ToolCall(TypedDict):
@@ -55,7 +60,8 @@ class TokenLogprobs(NamedTuple):
 class Generation(TypedDict):
     """How one row was answered. Depends on the inputs and the seed alone, never on the course of the run.
 
-    ``logprobs`` is there where it was asked for: the fields of ``TokenLogprobs`` by name, one a token.
+    ``logprobs`` is there where it was asked for: the fields of ``TokenLogprobs`` by name, one a token. ``parse_error``
+    is there where part of the answer, a malformed tool call say, was kept as text.
     """
 
     index: int
@@ -66,6 +72,7 @@ class Generation(TypedDict):
     completion_tokens: int
     seed: int | None
     error: str | None
+    parse_error: NotRequired[str]
     logprobs: NotRequired[list[dict[str, Any]]]
 
 
@@ -83,7 +90,13 @@ class Sample(TypedDict, total=False):
 
 
 class ModelInput(TypedDict):
-    """What a model is fed with: lists of equal length, one element a token."""
+    """What a model is fed with: plain lists of equal length, one element a token.
+
+    ``attention_mask`` is 1 everywhere. ``labels`` are the token ids to be learned and -100 elsewhere, not shifted;
+    ``loss_weights`` say how much each counts, 0.0 elsewhere. ``position_ids`` count from 1, in a preference pair for
+    each answer anew; ``token_type_ids`` tell the chosen answer (1) from the rejected one (2). ``extra_info`` and
+    ``_dataset_name`` are the sample's own.
+    """
 
     input_ids: list[int]
     attention_mask: list[int]
@@ -91,6 +104,8 @@ class ModelInput(TypedDict):
     loss_weights: list[float]
     position_ids: NotRequired[list[int]]
     token_type_ids: NotRequired[list[int]]
+    extra_info: NotRequired[Any]
+    _dataset_name: NotRequired[str]
 
 
 @runtime_checkable

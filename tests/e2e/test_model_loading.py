@@ -18,7 +18,7 @@ import torch
 
 from samplerpool.config.arguments import ModelArguments
 from samplerpool.engine.detokenizer import Detokenizer
-from samplerpool.errors import ModelNotFound, StartFailed
+from samplerpool.errors import ModelNotFound, RenderError, StartFailed
 from samplerpool.model.gguf import converted_gguf
 from samplerpool.model.model_engine import ModelEngine
 from samplerpool.model.source import resolve_source
@@ -44,6 +44,10 @@ def checkpoint(engine: ModelEngine, tmp_path: Path) -> Path:
 
 def user(text: str) -> Message:
     return {"role": "user", "content": [{"type": "text", "value": text}]}
+
+
+def assistant(text: str) -> Message:
+    return {"role": "assistant", "content": [{"type": "text", "value": text}]}
 
 
 def answer(engine: ModelEngine, question: str, new_tokens: int = 24) -> str:
@@ -80,6 +84,25 @@ def test_the_prompt_is_the_models_own_template(engine: ModelEngine) -> None:
     )
     assert [i for i in ids if i < 17] == [1, 2, 1, 2, 1]  # <|im_start|> is 1, <|im_end|> is 2
     assert engine.renderer.codec.eos_token_ids == {2}
+
+
+def test_training_inputs_are_the_tokenizers_own(engine: ModelEngine) -> None:
+    """Masks and weights around exactly the tokens that ``apply_chat_template`` makes, for answers and for pairs."""
+    question = {"role": "user", "content": "Wie heißt 2 + 2,\nwenn es regnet? 🌧"}
+    answers = [{"role": "assistant", "content": text} for text in ("Vier.", "5\n")]
+    whole = [engine.processor.apply_chat_template([question, answer], return_dict=False) for answer in answers]
+    prompt = engine.processor.apply_chat_template([question], add_generation_prompt=True, return_dict=False)
+    labels = [[-100] * len(prompt) + ids[len(prompt) :] for ids in whole]
+    good, bad = ([user(question["content"]), assistant(answer["content"])] for answer in answers)
+    single, pair = engine.renderer.process_samples(
+        [{"messages": good}, {"chosen_messages": good, "rejected_messages": bad}]
+    )
+    assert engine.renderer.render_messages(good[:1], is_generate=True)["input_ids"] == prompt
+    assert (single["input_ids"], single["labels"]) == (whole[0], labels[0])
+    assert (pair["input_ids"], pair["labels"]) == (whole[0] + whole[1], labels[0] + labels[1])
+    assert pair["token_type_ids"] == [1] * len(whole[0]) + [2] * len(whole[1])
+    with pytest.raises(RenderError, match="tokenizer joins the end of the prompt with the beginning of the answer"):
+        engine.renderer.render_messages([user("2+3?"), assistant("\n5")])
 
 
 def test_digits_are_split_off_before_anything_else(engine: ModelEngine) -> None:

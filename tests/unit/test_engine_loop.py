@@ -226,7 +226,7 @@ def test_the_place_of_an_aborted_request_is_taken_in_the_step_after_the_present_
 def test_what_goes_wrong_with_one_text_costs_that_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     renderer = ScriptedRenderer()
 
-    def parse(text: str) -> Any:
+    def parse(text: str, prompt_ids: Any) -> Any:
         raise ZeroDivisionError(text)
 
     monkeypatch.setattr(renderer, "parse_message", parse)

@@ -19,11 +19,13 @@ SOURCE = Path(__file__).parents[2] / "src"
 HEAVY_PACKAGES = ("torch", "transformers")
 HEAVY_WING = ("samplerpool.worker", "samplerpool.engine", "samplerpool.model", "samplerpool.rendering")
 LIGHT_IN_HEAVY_WING = (
+    "samplerpool.engine.answer",
     "samplerpool.engine.base",
     "samplerpool.engine.detokenizer",
     "samplerpool.engine.loop",
     "samplerpool.engine.scripted",
     "samplerpool.model.source",
+    "samplerpool.rendering",
 )
 SIGNAL_OWNERS = ("samplerpool.worker.__main__", "samplerpool.pool.supervisor", "samplerpool.cli")
 PICKLES = ("pickle", "marshal", "shelve", "dill", "cloudpickle")
@@ -60,7 +62,7 @@ def within(name: str, owners: tuple[str, ...]) -> bool:
 LIGHT_MODULES = [
     name
     for name in MODULES
-    if not name.endswith(".__main__") and (name in LIGHT_IN_HEAVY_WING or not within(name, HEAVY_WING))
+    if not name.endswith(".__main__") and (within(name, LIGHT_IN_HEAVY_WING) or not within(name, HEAVY_WING))
 ]
 
 

@@ -9,7 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from samplerpool.rendering.parsing import parse_message
+from samplerpool.rendering.parsing import AnswerTags, parse_message
+from samplerpool.rendering.renderer import Renderer
+from tests.tiny_tokenizer import assistant, tiny_tokenizer, user
+from tests.tiny_tokenizer import text as block
 
 CALL = '{"name": "add", "arguments": {"a": 1}}'
 TAGGED = f"<tool_call>{CALL}</tool_call>"
@@ -52,6 +55,60 @@ def blocks(text: str) -> list[tuple[str, str]]:
 )  # fmt: skip
 def test_blocks(text: str, expected: list[tuple[str, str]]) -> None:
     assert blocks(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a <tool_call>{oops}</tool_call>", "tool call at character 2 is not valid JSON (Expecting property name"),
+        (f"{TAGGED}<tool_call>{{", "tool call at character 61 was cut off"),
+        ('<tool_call>{"name": 1}</tool_call>', "is not an object with a string 'name' and an object 'arguments'"),
+        (f"<tool_call>{CALL}{CALL}</tool_call>", "has more than one JSON object before its </tool_call>"),
+        ("<tool_call>1</tool_call><tool_call>2</tool_call>", "it was kept as text. (and 1 more)"),
+    ],
+)
+def test_a_malformed_tool_call_is_marked(text: str, says: str) -> None:
+    assert says in parse_message(text)["parse_error"]
+
+
+@pytest.mark.parametrize("text", ["", "hello", TAGGED, "<think>cut off", f"<think><tool_call>{{</think>{TAGGED}"])
+def test_what_is_well_formed_has_no_mark(text: str) -> None:
+    assert "parse_error" not in parse_message(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("cut off", [("reasoning", "cut off")]),
+        ("hm</think>Yes.", [("reasoning", "hm"), ("text", "Yes.")]),
+        ("<think>hm</think>Yes.", [("reasoning", "hm"), ("text", "Yes.")]),  # opened once more by the model
+        (f"maybe {TAGGED}", [("reasoning", f"maybe {TAGGED}")]),
+        ("", [("text", "")]),
+    ],
+)
+def test_reasoning_that_the_prompt_opened(text: str, expected: list[tuple[str, str]]) -> None:
+    message = parse_message(text, reasoning_is_open=True)
+    assert [(block["type"], block["value"]) for block in message["content"]] == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "opened"), [("<think>\n", True), ("<think>", True), ("<think>\n\n</think>\n\n", False), ("", False)]
+)
+def test_the_renderer_knows_from_the_prompt_whether_reasoning_is_open(template: str, opened: bool) -> None:
+    renderer = Renderer(tiny_tokenizer(), custom_chat_template="{{ messages[0].content }}" + template)
+    prompt = renderer.prompt_ids([user("q")])
+    assert renderer.parse_message("a", prompt) == assistant(block("a", "reasoning" if opened else "text"))
+    assert renderer.parse_message("a") == assistant(block("a"))
+
+
+def test_other_tags() -> None:
+    tags = AnswerTags(think=("[T]", "[/T]"), tool_call=("[C]", "[/C]"))
+    message = parse_message(f"[T]hm[/T]<think>x</think>[C]{CALL}[/C]", tags)
+    assert [(block["type"], block["value"]) for block in message["content"]] == [
+        ("reasoning", "hm"),
+        ("text", "<think>x</think>"),
+        ("tool_call", CALL),
+    ]
 
 
 @pytest.mark.parametrize("tag", ["</tool_call>", "<think>", "</think>", "<tool_call>"])

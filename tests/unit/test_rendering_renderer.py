@@ -10,57 +10,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
-from tokenizers.models import BPE
-from transformers import PreTrainedTokenizerFast
 
 from samplerpool.errors import InvalidParameter, RenderError
 from samplerpool.rendering.renderer import Renderer
-from samplerpool.types import Content, Message
-
-START, END, PAD, CALL = "<|start|>", "<|end|>", "<pad>", "[CALL]"
-SPECIALS = (START, END, PAD, CALL)
-TEMPLATE = (
-    "{% for m in messages %}<|start|>{{ m.role }}:{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}"
-    "{{ m.content }}{% for c in m.tool_calls or [] %}[CALL]{{ c.function | tojson }}{% endfor %}<|end|>{% endfor %}"
-    "{% if tools %}{{ tools | tojson }}{% endif %}{% if style %}{{ style }}{% endif %}"
-    "{% if add_generation_prompt %}<|start|>assistant:{% endif %}"
-)
-
-
-def tiny_tokenizer(template: Any = TEMPLATE, *, normalized: bool = False) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer without merges: one token a byte, and the special ones."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(BPE({character: i for i, character in enumerate(alphabet)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    if normalized:
-        backend.normalizer = normalizers.Replace("\u200b", "")
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=normalized) for token in SPECIALS])
-    backend.add_tokens([AddedToken("<think>", special=False)])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END, pad_token=PAD)
-    tokenizer.chat_template = template
-    return tokenizer
-
+from samplerpool.types import Message
+from tests.tiny_tokenizer import END, SPECIALS, START, assistant, call, text, tiny_tokenizer, user
 
 TOKENIZER = tiny_tokenizer()
 RENDERER = Renderer(TOKENIZER)
-
-
-def text(value: str, kind: str = "text") -> Content:
-    return {"type": kind, "value": value}  # type: ignore[typeddict-item]
-
-
-def user(*values: str) -> Message:
-    return {"role": "user", "content": [text(value) for value in values]}
-
-
-def assistant(*content: Content) -> Message:
-    return {"role": "assistant", "content": list(content)}
-
-
-def call(arguments: dict[str, Any], name: str = "f") -> Content:
-    return text(json.dumps({"name": name, "arguments": arguments}), "tool_call")
 
 
 def prompt(*messages: Message, renderer: Renderer = RENDERER, tools: str | None = None, **options: Any) -> str:
@@ -75,6 +32,13 @@ def specials(*messages: Message, tools: str | None = None, **options: Any) -> li
 def test_a_prompt_is_the_template_with_the_generation_prompt() -> None:
     assert prompt(user("Hi"), assistant(text("Yo")), user("Ho")) == (
         "<|start|>user:Hi<|end|><|start|>assistant:Yo<|end|><|start|>user:Ho<|end|><|start|>assistant:"
+    )
+
+
+def test_reasoning_is_written_by_the_fallback() -> None:
+    renderer = Renderer(tiny_tokenizer(None))
+    assert "assistant\n<think>\nhm\n</think>\n\nYes.<|im_end|>" in prompt(
+        user("x"), assistant(text("hm", "reasoning"), text("Yes.")), renderer=renderer
     )
 
 
@@ -103,7 +67,7 @@ def test_options_reach_the_template() -> None:
 
 
 def test_model_input_masks_nothing_and_teaches_nothing() -> None:
-    made = RENDERER.render_messages([user("Hi")], style="s")
+    made = RENDERER.render_messages([user("Hi")], is_generate=True, style="s")
     length = len(made["input_ids"])
     assert made["input_ids"] == list(RENDERER.prompt_ids([user("Hi")], None, {"style": "s"}))
     assert (made["attention_mask"], made["labels"], made["loss_weights"]) == (

@@ -199,7 +199,7 @@ def model_options(command: Command) -> Command:
             help="Requests at a time.",
         ),
         click.option("--max-model-len", type=click.IntRange(1), metavar="N", help="Tokens of prompt plus answer."),
-        click.option("--template", metavar="NAME", help="Rendering plugin."),
+        click.option("--template", metavar="NAME", help="Rendering plugin: chatml, qwen3, ..."),
         click.option("--custom-chat-template", metavar="TEXT|FILE", help="Jinja chat template to use instead."),
         click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model."),
         click.option(

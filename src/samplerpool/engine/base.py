@@ -151,8 +151,12 @@ class PromptRenderer(Protocol):
             RenderError
         """
 
-    def parse_message(self, text: str) -> Message:
+    def parse_message(self, text: str, prompt_ids: Sequence[int]) -> Message:
         """The assistant's turn in the v1 form. Never loses text."""
+
+    @property
+    def needs_special_tokens(self) -> bool:
+        """Whether ``parse_message`` should get the answer with its special tokens."""
 
 
 def check_supported(engine: Engine, params: SamplingParams) -> None:

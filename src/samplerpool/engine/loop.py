@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from samplerpool.engine.answer import Answer
 from samplerpool.engine.base import Engine, EngineRequest, EngineStats, PromptRenderer, RequestId, StepOutput
 from samplerpool.engine.detokenizer import Detokenizer
 from samplerpool.errors import Aborted, EngineBroken, EngineError, SamplerPoolError
@@ -68,16 +69,16 @@ Listener = Callable[[Sequence[RequestEvent]], None]
 class _Live:
     """A request that has not ended, as the loop sees it."""
 
-    __slots__ = ("count", "detokenizer", "listener", "request", "texts")
+    __slots__ = ("answer", "count", "detokenizer", "listener", "request")
 
     def __init__(
-        self, request: EngineRequest, detokenizer: Detokenizer, listener: Listener, texts: list[str] | None
+        self, request: EngineRequest, detokenizer: Detokenizer, listener: Listener, answer: Answer | None
     ) -> None:
         self.request = request
         self.detokenizer = detokenizer
         self.listener = listener
         self.count = len(request.generated_ids)
-        self.texts = texts  # the whole answer, kept where it will be parsed
+        self.answer = answer  # kept where it will be parsed
 
 
 class EngineLoop:
@@ -97,8 +98,7 @@ class EngineLoop:
     def __init__(self, engine: Engine, renderer: PromptRenderer) -> None:
         self.engine = engine
         self._working = False
-        self._codec = renderer.codec
-        self._parse = renderer.parse_message
+        self._renderer = renderer
         self._live: dict[RequestId, _Live] = {}
         self._commands: deque[_Live | RequestId] = deque()
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -117,14 +117,14 @@ class EngineLoop:
         """Take a checked request. ``listener`` gets ``Admitted``, then outputs in the order of their tokens."""
         params = request.params
         detokenizer = Detokenizer(
-            self._codec,
+            self._renderer.codec,
             params.stop or (),
             skip_special_tokens=params.skip_special_tokens is not False,
             generated_ids=request.generated_ids,
             delivered_chars=delivered_chars,
         )
-        texts = [detokenizer.delivered] if parse else None
-        self._commands.append(_Live(request, detokenizer, listener, texts))
+        answer = Answer(request, self._renderer, detokenizer.delivered) if parse else None
+        self._commands.append(_Live(request, detokenizer, listener, answer))
         self._wake.put(None)
 
     def abort(self, request_id: RequestId) -> None:
@@ -202,7 +202,7 @@ class EngineLoop:
         generated_ids, params = live.request.generated_ids, live.request.params
         if not generated_ids:
             return None
-        ends = {*(params.stop_token_ids or ()), *(() if params.ignore_eos else self._codec.eos_token_ids)}
+        ends = {*(params.stop_token_ids or ()), *(() if params.ignore_eos else self._renderer.codec.eos_token_ids)}
         if live.detokenizer.stopped or generated_ids[-1] in ends:
             return "stop"
         full = params.max_new_tokens is not None and len(generated_ids) >= params.max_new_tokens
@@ -276,11 +276,11 @@ class EngineLoop:
             del self._live[output.request_id]
         if reason == "length" and detokenizer.stopped:
             reason = "stop"
-        message = None
-        if live.texts is not None:
-            live.texts.append(text)
-            message = self._parse("".join(live.texts)) if reason in ("stop", "length") else None
         token_ids, logprobs = output.token_ids[:taken], output.logprobs and output.logprobs[:taken]
+        message = None
+        if live.answer is not None:
+            live.answer.add(token_ids, text)
+            message = live.answer.message() if reason in ("stop", "length") else None
         return RequestOutput(
             output.request_id, index, token_ids, text, reason, output.error, live.count, message, logprobs
         )

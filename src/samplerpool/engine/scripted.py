@@ -102,7 +102,9 @@ class ScriptedRenderer:
                 raise RenderError(f"The scripted engine takes text only, not a block of type {block['type']!r}.")
         return f"<{message['role']}>" + "".join(block["value"] for block in message["content"]) + "\n"
 
-    def parse_message(self, text: str) -> Message:
+    needs_special_tokens = False
+
+    def parse_message(self, text: str, prompt_ids: Sequence[int] = ()) -> Message:
         """The whole text as one block."""
         return {"role": "assistant", "content": [{"type": "text", "value": text}]}
 

@@ -75,7 +75,7 @@ def pool_settings(
         UsageError: a name, model, device, number of workers or address that cannot be.
         StartFailed: the devices could not be counted.
     """
-    check_model(model_args, pool_args)
+    model_args = checked_model(model_args, pool_args)
     check_metrics(pool_args.metrics)
     name = check_pool_name(pool_args.pool or (private_pool_name() if private else DEFAULT_POOL))
     network(pool_args.listen, pool_args.advertise)
@@ -97,17 +97,24 @@ def pool_settings(
     )
 
 
-def check_model(model_args: ModelArguments, pool_args: PoolArguments) -> None:
-    """Notice a model that is not there before anything is started.
+def checked_model(model_args: ModelArguments, pool_args: PoolArguments) -> ModelArguments:
+    """Notice a model or a rendering plugin that is not there before anything is started.
+
+    Returns:
+        The same, but for a plugin that is registered here, as workers find it.
 
     Raises:
-        ModelNotFound
+        ModelNotFound, InvalidParameter
     """
     if pool_args.engine == "scripted":
-        return
+        return model_args
     from samplerpool.model.source import resolve_source
+    from samplerpool.rendering.plugins import portable_name
 
     resolve_source(model_args.model_name_or_path)
+    if model_args.template is None:
+        return model_args
+    return replace(model_args, template=portable_name(model_args.template))
 
 
 def _usable_folder(detached: bool) -> Path:

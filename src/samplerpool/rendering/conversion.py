@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from samplerpool.errors import RenderError
 from samplerpool.rendering.escaping import map_strings
 from samplerpool.rendering.parsing import is_tool_call
-from samplerpool.types import CONTENT_TYPES, MEDIA_TYPES, ROLES
+from samplerpool.types import CONTENT_TYPES, MEDIA_TYPES, ROLES, Content, Message
 
 
 class TextGuard(Protocol):
@@ -50,6 +50,23 @@ def template_input(
         _template_tools(tools, guard),
         {name: _guarded_json(value, f"option {name!r}", guard) for name, value in options.items()},
     )
+
+
+def v1_form(given: TemplateInput) -> tuple[list[Message], str | None]:
+    """The same messages and tools in the v1 form: guarded, and with their blocks joined."""
+    tools = None if given.tools is None else json.dumps(given.tools, ensure_ascii=False)
+    return [_v1_message(message) for message in given.messages], tools
+
+
+def _v1_message(message: Mapping[str, Any]) -> Message:
+    content: list[Content] = []
+    if reasoning := message.get("reasoning_content"):
+        content.append({"type": "reasoning", "value": reasoning})
+    calls = message.get("tool_calls", [])
+    if message["content"] or not (reasoning or calls):
+        content.append({"type": "text", "value": message["content"]})
+    content += [{"type": "tool_call", "value": json.dumps(call["function"], ensure_ascii=False)} for call in calls]
+    return {"role": message["role"], "content": content}
 
 
 def _template_message(message: Any, number: int, guard: TextGuard) -> dict[str, Any]:

@@ -1,17 +1,21 @@
-"""From messages to a prompt's token ids, with special tokens kept out of what users wrote."""
+"""From messages to a prompt's token ids, with special tokens kept out of what users wrote, and from answers back."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from samplerpool.errors import InvalidParameter, RenderError
+from samplerpool.errors import RenderError
+from samplerpool.rendering.answers import AnswerParser
 from samplerpool.rendering.conversion import TemplateInput, template_input
 from samplerpool.rendering.escaping import Neutralizer
-from samplerpool.rendering.parsing import parse_message
-from samplerpool.rendering.templates import CHATML_MARKERS, CHATML_TEMPLATE, choose_template, template_for
+from samplerpool.rendering.guard import Isolate, Neutralize
+from samplerpool.rendering.model_inputs import generation_input, last_turn, sample_input, training_input
+from samplerpool.rendering.plugin_calls import call_plugin
+from samplerpool.rendering.plugins import RenderingPlugin, rendering_plugin
+from samplerpool.rendering.templates import ChatTemplate, choose_template
 from samplerpool.rendering.tokens import TokenizerCodec
-from samplerpool.types import Message, ModelInput
+from samplerpool.types import Message, ModelInput, Sample
 
 RESERVED_OPTIONS: frozenset[str] = frozenset(
     {
@@ -19,9 +23,11 @@ RESERVED_OPTIONS: frozenset[str] = frozenset(
         "chat_template",
         "continue_final_message",
         "conversation",
+        "is_generate",
         "max_length",
         "messages",
         "padding",
+        "processor",
         "return_assistant_tokens_mask",
         "return_dict",
         "return_tensors",
@@ -34,48 +40,50 @@ RESERVED_OPTIONS: frozenset[str] = frozenset(
 )
 """What the renderer itself decides, so that no caller may pass it on to the template."""
 
-IGNORED_LABEL = -100
-
 
 class Renderer:
-    """Renders messages with a model's chat template. Safe to use from several threads.
+    """Renders messages with a model's chat template, and parses its answers. Safe to use from several threads.
+
+    Of several chat templates the first of these is used: ``custom_chat_template``, the plugin's, the processor's own,
+    the tokenizer's, ChatML.
 
     Args:
         processor: a transformers tokenizer, or a processor that has one.
-        template: name of a built-in template (``chatml``) to use instead of the model's own.
-        custom_chat_template: Jinja text, or a path to it; goes before every other template.
+        template: a rendering plugin, or the name of one (``chatml``, ``qwen3``, ``qwen3_nothink``, a registered or
+            installed one, ``module:attribute``).
+        custom_chat_template: Jinja text, or a path to it.
         eos_token_ids: that end an answer, besides the tokenizer's own.
 
     Raises:
-        InvalidParameter: an unknown or broken template.
+        InvalidParameter: an unknown plugin, or a template that does not work.
     """
 
     def __init__(
         self,
         processor: Any,
         *,
-        template: str | None = None,
+        template: str | RenderingPlugin | None = None,
         custom_chat_template: str | None = None,
         eos_token_ids: Iterable[int] = (),
     ) -> None:
         self.processor = processor
-        self._tokenizer = getattr(processor, "tokenizer", processor)
-        self._template = choose_template(processor, self._tokenizer, template, custom_chat_template)
-        codec = TokenizerCodec(self._tokenizer, eos_token_ids)
-        markers: tuple[str, ...] = ()
-        if self._template == CHATML_TEMPLATE:
-            # Structure to the model even where the tokenizer does not know them as special tokens.
-            markers = CHATML_MARKERS
-            turn_end = codec.token_id(CHATML_MARKERS[1])
-            codec.eos_token_ids |= frozenset() if turn_end is None else {turn_end}
+        tokenizer = getattr(processor, "tokenizer", processor)
+        plugin = rendering_plugin(template) if isinstance(template, str) else template
+        choice = choose_template(processor, tokenizer, plugin, custom_chat_template)
+        self._plugin = choice.plugin
+        codec = TokenizerCodec(tokenizer, eos_token_ids)
+        turn_end = codec.token_id(self._plugin.turn_end or "")
+        codec.eos_token_ids |= frozenset() if turn_end is None else {turn_end}
         self.codec = codec
-        self._neutralizer = Neutralizer(codec.special_tokens | set(markers))
-        self._compile()
+        # Markers are structure to the model even where the tokenizer does not know them as special tokens.
+        self._neutralizer = Neutralizer(codec.special_tokens | set(self._plugin.markers))
+        self._template = None if choice.template is None else ChatTemplate(tokenizer, choice.template)
+        self._parser = AnswerParser(self._plugin, tokenizer, codec)
 
     def prompt_ids(
         self, messages: Sequence[Message], tools: str | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[int, ...]:
-        """Token ids of the rendered prompt, with the generation prompt at its end.
+        """Token ids of the rendered prompt, with the beginning of the answer at its end.
 
         Args:
             messages: in the v1 form.
@@ -86,135 +94,111 @@ class Renderer:
             RenderError: says which message (counted from 1) is wrong, and how.
         """
         options = options or {}
+        if not self._plugin.thinking and options.get("enable_thinking"):
+            raise RenderError("This template has no thinking to enable; leave enable_thinking out.")
+        return tuple(self._rendered(messages, tools, options, is_generate=True)[0]["input_ids"])
+
+    def render_messages(
+        self, messages: Sequence[Message], tools: str | None = None, is_generate: bool = False, **options: Any
+    ) -> ModelInput:
+        """A conversation as a model's input: plain lists of numbers, one a token.
+
+        Args:
+            messages: in the v1 form.
+            tools: JSON text of a list of tools, or of a single one.
+            is_generate: as a prompt, with the beginning of the answer at its end, of which nothing is to be learned;
+                otherwise for training. Then the last message must be the assistant's, and it alone has labels. Its
+                ``loss_weight`` (1.0 if it has none) is the weight of all its tokens; with 0 they have no labels.
+            options: further variables of the template. In the training form, ``enable_thinking`` is not the caller's:
+                it says whether the last message has reasoning.
+
+        Returns:
+            ``input_ids``, ``attention_mask``, ``labels``, ``loss_weights`` (see ``ModelInput``).
+
+        Raises:
+            RenderError: says which message (counted from 1) is wrong, and how; for training also if the tokens of the
+                prompt are not the first tokens of the whole.
+        """
+        if is_generate:
+            return generation_input(self.prompt_ids(messages, tools, options))
+        weight, has_reasoning = last_turn(messages)
+        if self._plugin.thinking:
+            options["enable_thinking"] = has_reasoning
+        made, safe = self._rendered(messages, tools, options, is_generate=False)
+        if self._template is None:
+            return made
+        before = TemplateInput(safe.messages[:-1], safe.tools, safe.options)
+        prompt = self.codec.encode(self._template.text(before, generate=True))
+        return training_input(prompt, made["input_ids"], weight)
+
+    def process_samples(self, samples: Iterable[Sample]) -> list[ModelInput]:
+        """Samples as a model's inputs for training, one each.
+
+        A sample has ``messages`` that end with the answer to be learned, or ``chosen_messages`` and
+        ``rejected_messages``, which become one sequence; and ``tools`` (JSON text) where there are some.
+        ``position_ids`` count from 1, in a pair for each answer anew; ``token_type_ids`` of a pair are 1 for the chosen
+        answer and 2 for the rejected one. ``extra_info`` and ``_dataset_name`` are passed on.
+
+        Raises:
+            RenderError: names the sample (counted from 1) and what is wrong with it.
+        """
+        return [sample_input(sample, number, self.render_messages) for number, sample in enumerate(samples, 1)]
+
+    def parse_message(self, text: str, prompt_ids: Sequence[int] = ()) -> Message:
+        """An answer as the assistant's turn in the v1 form.
+
+        A plugin's own ``parse_message`` goes first, then the tokenizer's response template, then the tags around
+        reasoning and tool calls. Text is never lost: what cannot be understood, a malformed tool call say, is kept as
+        text, and the message has a ``parse_error`` that says what is wrong with it.
+
+        Args:
+            text: what the model wrote; with its special tokens if ``needs_special_tokens``.
+            prompt_ids: what it answers; the prompt may have begun the answer with an opening ``<think>``.
+        """
+        return self._parser.message(text, prompt_ids)
+
+    @property
+    def needs_special_tokens(self) -> bool:
+        """Whether ``parse_message`` should get answers with their special tokens: some of them may be what it reads."""
+        return self._parser.needs_special_tokens
+
+    def _rendered(
+        self, messages: Sequence[Message], tools: str | None, options: Mapping[str, Any], *, is_generate: bool
+    ) -> tuple[ModelInput, TemplateInput]:
+        """All tokens, checked for special ones that users wrote, and what the template was given."""
         if taken := RESERVED_OPTIONS.intersection(options):
             raise RenderError(f"The template option {sorted(taken)[0]!r} cannot be set; the renderer decides it.")
-        guard = _Neutralize(self._neutralizer)
+        guard = Neutralize(self._neutralizer)
         safe = template_input(messages, tools, options, guard)
-        ids = self.codec.encode(self._render(safe))
+        made = self._made(safe, is_generate)
+        ids = made["input_ids"]
         if not ids:
             raise RenderError("The chat template made an empty prompt of these messages.")
         self._verify_each(guard)
         if guard.may_join:
-            self._verify_boundaries(ids, template_input(messages, tools, options, _Isolate(self._neutralizer)))
-        return tuple(ids)
+            isolated = template_input(messages, tools, options, Isolate(self._neutralizer))
+            self._verify_boundaries(ids, self._made(isolated, is_generate)["input_ids"])
+        return made, safe
 
-    def render_messages(
-        self, messages: Sequence[Message], tools: str | None = None, is_generate: bool = True, **options: Any
-    ) -> ModelInput:
-        """A prompt as a model's input: nothing is masked, and nothing is to be learned from it.
+    def _made(self, safe: TemplateInput, is_generate: bool) -> ModelInput:
+        if self._template is None:
+            return call_plugin(self._plugin, self.processor, safe, is_generate=is_generate)
+        return generation_input(self.codec.encode(self._template.text(safe, generate=is_generate)))
 
-        Raises:
-            RenderError: as for ``prompt_ids``; also for the training form, ``is_generate=False``.
-        """
-        if not is_generate:
-            raise RenderError("This renderer makes prompts for generation only; call it with is_generate=True.")
-        ids = list(self.prompt_ids(messages, tools, options))
-        return {
-            "input_ids": ids,
-            "attention_mask": [1] * len(ids),
-            "labels": [IGNORED_LABEL] * len(ids),
-            "loss_weights": [0.0] * len(ids),
-        }
-
-    def parse_message(self, text: str) -> Message:
-        """The assistant's turn in the v1 form. Never loses text."""
-        return parse_message(text)
-
-    def _render(self, safe: TemplateInput) -> str:
-        try:
-            # transformers keeps the compiled template by its text.
-            return str(
-                self._tokenizer.apply_chat_template(
-                    safe.messages,
-                    tools=safe.tools,
-                    chat_template=template_for(self._template, tools=safe.tools is not None),
-                    add_generation_prompt=True,
-                    tokenize=False,
-                    **safe.options,
-                )
-            )
-        except InvalidParameter as error:
-            raise RenderError(error.message) from error
-        except Exception as error:  # a template is foreign code and may raise anything
-            raise RenderError(f"The chat template refused these messages: {_one_line(error)}") from error
-
-    def _verify_each(self, guard: _Neutralize) -> None:
+    def _verify_each(self, guard: Neutralize) -> None:
         """No text of the user's, taken alone, holds a special token (a tokenizer's normalizer may restore one)."""
         for place, texts in guard.texts.items():
             for text in texts:
                 if not self.codec.special_ids.isdisjoint(self.codec.encode(text)):
                     raise RenderError(f"A special token of this model was written in {place}; take it out.")
 
-    def _verify_boundaries(self, ids: Sequence[int], isolated: TemplateInput) -> None:
+    def _verify_boundaries(self, ids: Sequence[int], isolated: Sequence[int]) -> None:
         """No special token arises where a text of the user's meets the template's own text.
 
         The same messages, cut up so that no special token can have a part in them, must give the same special tokens.
         """
-        if self._special_sequence(ids) != self._special_sequence(self.codec.encode(self._render(isolated))):
+        if self._special_sequence(ids) != self._special_sequence(isolated):
             raise RenderError("A text in the messages forms a special token together with the template around it.")
 
     def _special_sequence(self, ids: Sequence[int]) -> list[int]:
         return [token_id for token_id in ids if token_id in self.codec.special_ids]
-
-    def _compile(self) -> None:
-        """Compile the template now, so that a broken one is found at the start and the first request is quick."""
-        probe = TemplateInput([{"role": "user", "content": "Hello"}], None, {})
-        try:
-            self._render(probe)
-        except RenderError as error:
-            if type(error.__cause__).__name__ == "TemplateSyntaxError":
-                raise InvalidParameter(f"The chat template is not valid Jinja: {_one_line(error.__cause__)}") from error
-
-
-class _Neutralize:
-    """Breaks special tokens in every string that passes, and remembers the strings for the checks afterwards."""
-
-    def __init__(self, neutralizer: Neutralizer) -> None:
-        self._neutralizer = neutralizer
-        self.texts: dict[str, set[str]] = {}
-        self.may_join = False
-
-    def message_text(self, place: str, text: str) -> str:
-        return self._safe(place, text, inside=True)
-
-    def structure_text(self, place: str, text: str, *, key: bool) -> str:
-        return self._safe(place, text, inside=False)
-
-    def _safe(self, place: str, text: str, *, inside: bool) -> str:
-        if not text:
-            return text
-        if not text.isascii():
-            _check_unicode(place, text)
-        safe = self._neutralizer.text(text)
-        self.texts.setdefault(place, set()).add(safe)
-        self.may_join = self.may_join or self._neutralizer.may_join(safe, inside=inside)
-        return safe
-
-
-class _Isolate:
-    """Cuts up the strings that might join with the template's text; leaves the others and the keys as they are."""
-
-    def __init__(self, neutralizer: Neutralizer) -> None:
-        self._neutralizer = neutralizer
-
-    def message_text(self, place: str, text: str) -> str:
-        return self._cut(text, inside=True)
-
-    def structure_text(self, place: str, text: str, *, key: bool) -> str:
-        # A template looks up keys by name, so a changed key would change what it renders.
-        return self._neutralizer.text(text) if key else self._cut(text, inside=False)
-
-    def _cut(self, text: str, *, inside: bool) -> str:
-        safe = self._neutralizer.text(text)
-        return self._neutralizer.isolate(safe) if self._neutralizer.may_join(safe, inside=inside) else safe
-
-
-def _check_unicode(place: str, text: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise RenderError(f"There is half a character (a lone surrogate) in {place}, at {error.start}.") from error
-
-
-def _one_line(error: BaseException | None, limit: int = 300) -> str:
-    return " ".join(f"{error}".split())[:limit] or type(error).__name__

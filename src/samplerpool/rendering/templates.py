@@ -1,85 +1,118 @@
-"""Which chat template is used, and the one for models that bring none."""
+"""Which chat template is used, and how it is run."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from samplerpool.errors import InvalidParameter
-
-CHATML_MARKERS: tuple[str, ...] = ("<|im_start|>", "<|im_end|>")
-
-CHATML_TEMPLATE = """\
-{%- if tools %}
-    {{- '<|im_start|>system\\n' }}
-    {%- if messages[0].role == 'system' %}
-        {{- messages[0].content + '\\n\\n' }}
-    {%- endif %}
-    {{- 'You may call these functions:\\n<tools>' }}
-    {%- for tool in tools %}
-        {{- '\\n' + (tool | tojson) }}
-    {%- endfor %}
-    {{- '\\n</tools>\\nFor each call, write a JSON object with name and arguments like this:\\n' }}
-    {{- '<tool_call>\\n{"name": ..., "arguments": {...}}\\n</tool_call><|im_end|>\\n' }}
-{%- endif %}
-{%- for message in messages %}
-    {%- if not (tools and loop.first and message.role == 'system') %}
-        {{- '<|im_start|>' + message.role + '\\n' + message.content }}
-        {%- for call in message.tool_calls or [] %}
-            {{- '\\n' if message.content or not loop.first else '' }}
-            {{- '<tool_call>\\n' + (call.function | tojson) + '\\n</tool_call>' }}
-        {%- endfor %}
-        {{- '<|im_end|>\\n' }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\\n' }}
-{%- endif %}"""
-
-BUILT_IN: dict[str, str] = {"chatml": CHATML_TEMPLATE}
+from samplerpool.errors import InvalidParameter, RenderError
+from samplerpool.rendering.chatml import CHATML
+from samplerpool.rendering.conversion import TemplateInput
+from samplerpool.rendering.plugins import RenderingPlugin
 
 
-def choose_template(processor: Any, tokenizer: Any, name: str | None, custom: str | None) -> str | dict[str, str]:
-    """The template to use: the custom one, the named one, the processor's own, the tokenizer's, or ChatML.
+@dataclass(frozen=True)
+class Choice:
+    """How a model is talked to.
 
-    Returns:
-        Jinja text, or several by name (``default``, ``tool_use``).
+    Args:
+        template: Jinja text, or several by name (``default``, ``tool_use``); ``None``: the plugin renders itself.
+        plugin: what goes with it; one that says nothing, where the template is the model's own.
+    """
+
+    template: str | Mapping[str, str] | None
+    plugin: RenderingPlugin
+
+
+def choose_template(processor: Any, tokenizer: Any, plugin: RenderingPlugin | None, custom: str | None) -> Choice:
+    """The custom template, the plugin's way, the processor's own template, the tokenizer's, or ChatML.
 
     Raises:
-        InvalidParameter: no template of this name; a custom template that is neither Jinja text nor a readable file.
+        InvalidParameter: a custom template that is neither Jinja text nor a readable file.
     """
+    used = plugin or RenderingPlugin()
     if custom is not None:
-        return _custom_template(custom)
-    if name is not None:
-        return _built_in_template(name)
+        return Choice(_custom_template(custom), used)
+    if used.render_messages is not None or used.chat_template is not None:
+        return Choice(used.chat_template, used)
     for source in (processor, tokenizer):
         if own := getattr(source, "chat_template", None):
-            return dict(own) if isinstance(own, dict) else str(own)
-    return CHATML_TEMPLATE
+            return Choice(dict(own) if isinstance(own, Mapping) else str(own), used)
+    if plugin is None:
+        return Choice(CHATML.chat_template, CHATML)
+    return Choice(CHATML.chat_template, replace(CHATML, tags=plugin.tags, parse_message=plugin.parse_message))
 
 
-def template_for(template: str | dict[str, str], *, tools: bool) -> str:
-    """The one text to render with; among several, the one made for tools if there are any.
+class ChatTemplate:
+    """Runs a model's chat template.
+
+    Args:
+        tokenizer: a transformers tokenizer, whose special tokens the template may use.
+        template: Jinja text, or several by name.
 
     Raises:
-        InvalidParameter: several templates, and none of them is the default.
+        InvalidParameter: it is not valid Jinja.
     """
-    if isinstance(template, str):
-        return template
-    if tools and "tool_use" in template:
-        return template["tool_use"]
-    if "default" not in template:
-        names = ", ".join(sorted(template))
-        raise InvalidParameter(
-            f"The model has several chat templates ({names}) and no default; give custom_chat_template."
-        )
-    return template["default"]
+
+    def __init__(self, tokenizer: Any, template: str | Mapping[str, str]) -> None:
+        self._tokenizer = tokenizer
+        self._template = template
+        self._compile()
+
+    def text(self, given: TemplateInput, *, generate: bool) -> str:
+        """The text of a conversation.
+
+        Args:
+            generate: with the beginning of the answer at its end.
+
+        Raises:
+            RenderError: the template refuses these messages.
+        """
+        try:
+            # transformers keeps the compiled template by its text.
+            return str(
+                self._tokenizer.apply_chat_template(
+                    given.messages,
+                    tools=given.tools,
+                    chat_template=self._text_for(tools=given.tools is not None),
+                    add_generation_prompt=generate,
+                    tokenize=False,
+                    **given.options,
+                )
+            )
+        except InvalidParameter as error:
+            raise RenderError(error.message) from error
+        except Exception as error:  # a template is foreign code and may raise anything
+            raise RenderError(f"The chat template refused these messages: {one_line(error)}") from error
+
+    def _text_for(self, *, tools: bool) -> str:
+        """The one text to render with; among several, the one made for tools if there are any."""
+        if isinstance(self._template, str):
+            return self._template
+        if tools and "tool_use" in self._template:
+            return self._template["tool_use"]
+        if "default" not in self._template:
+            names = ", ".join(sorted(self._template))
+            raise InvalidParameter(
+                f"The model has several chat templates ({names}) and no default; give custom_chat_template."
+            )
+        return self._template["default"]
+
+    def _compile(self) -> None:
+        """Compile the template now, so that a broken one is found at the start and the first request is quick."""
+        probe = TemplateInput([{"role": "user", "content": "Hello"}], None, {})
+        try:
+            self.text(probe, generate=True)
+        except RenderError as error:
+            if type(error.__cause__).__name__ == "TemplateSyntaxError":
+                raise InvalidParameter(f"The chat template is not valid Jinja: {one_line(error.__cause__)}") from error
 
 
-def _built_in_template(name: str) -> str:
-    if name not in BUILT_IN:
-        raise InvalidParameter(f"There is no template named {name!r}; known: {', '.join(sorted(BUILT_IN))}.")
-    return BUILT_IN[name]
+def one_line(error: BaseException | None, limit: int = 300) -> str:
+    """What an error says, on one line."""
+    return " ".join(f"{error}".split())[:limit] or type(error).__name__
 
 
 def _custom_template(custom: str) -> str:
