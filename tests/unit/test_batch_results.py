@@ -47,6 +47,13 @@ def test_the_parsed_turn_and_the_reference():
     assert row == {"messages": [text("user", "q"), text("assistant", "ref")]}
 
 
+def test_what_could_not_be_parsed_is_told_of_the_row():
+    output = output_row(answered("q", message={**text("assistant", "<tool_call>{"), "parse_error": "cut off"}))
+    assert output["messages"][-1] == text("assistant", "<tool_call>{")
+    assert output["generation"]["parse_error"] == "cut off"
+    assert "parse_error" not in output_row(answered("q", message=text("assistant", "t")))["generation"]
+
+
 def test_with_several_samples_the_row_says_which_one():
     assert "sample" not in output_row(answered("q"))["generation"]
     assert output_row(answered("q"), samples=2)["generation"]["sample"] == 0

@@ -61,6 +61,7 @@ REPLIES = [
     Tokens(1, 2, [9, 4], "cd", [TokenLogprobs(9, -0.5, [(9, -0.5), (2, -1.25)]), TokenLogprobs(4, -9999.0, [])]),
     Finished(1, "stop", 2, 2, MESSAGES[0]),
     Finished(2, "length", 2, 2, None),
+    Finished(3, "stop", 2, 2, {**MESSAGES[0], "parse_error": "not JSON"}),
     Failed(3, "PromptTooLong", "too long", {"limit": 5}),
     Pong(7, "abc", 99, [1, 2]),
     Description(8, {"running": 3, "nested": {"a": [1, None]}}),

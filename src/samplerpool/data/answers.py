@@ -65,10 +65,10 @@ def output_row(result: RowResult, samples: int = 1) -> dict[str, Any]:
 
 def _answer_turn(result: RowResult) -> Message:
     assert result.answer is not None
-    return result.answer.message or {
-        "role": "assistant",
-        "content": [{"type": "text", "value": result.answer.text}],
-    }
+    message = result.answer.message
+    if message is None:
+        return {"role": "assistant", "content": [{"type": "text", "value": result.answer.text}]}
+    return {"role": message["role"], "content": message["content"]}  # a parse_error is the row's
 
 
 def _generation(result: RowResult, samples: int) -> Generation:
@@ -82,6 +82,8 @@ def _generation(result: RowResult, samples: int) -> Generation:
         "seed": answer.seed if answer else result.seed,
         "error": error_text(error) if error else None,
     }
+    if answer and answer.message and "parse_error" in answer.message:
+        generation["parse_error"] = answer.message["parse_error"]
     if samples > 1:
         generation["sample"] = result.sample
     if answer and answer.logprobs is not None:

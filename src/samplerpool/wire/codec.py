@@ -53,7 +53,7 @@ _GENERATE, _ABORT, _PING, _DESCRIBE, _STOP, _RESTART, _SCALE = 1, 2, 3, 4, 5, 6,
 _LIST_KEYS, _ADD_KEY, _REVOKE_KEY = 8, 9, 10
 _ACCEPTED, _TOKENS, _FINISHED, _FAILED, _PONG, _DESCRIPTION = 64, 65, 66, 67, 68, 69
 _CHAT, _TOKEN_IDS = 0, 1
-_MESSAGE_KEYS, _BLOCK_KEYS = {"role", "content", "loss_weight"}, {"type", "value"}
+_MESSAGE_KEYS, _BLOCK_KEYS = {"role", "content", "loss_weight", "parse_error"}, {"type", "value"}
 
 
 def encode(messages: Iterable[WireMessage]) -> bytes:
@@ -269,6 +269,7 @@ def _chat_message(value: Any) -> Any:
             raise ProtocolError(f"unknown block type {_short(block['type'])}")
         _text(block["value"])
     _require(weight is None or type(weight) in (int, float), "loss_weight must be a number")
+    _optional_text(value.get("parse_error"))
     return value
 
 
