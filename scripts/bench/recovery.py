@@ -7,6 +7,7 @@ becomes an error row, and no other may; each answer is compared with the undistu
 in number nor delayed ever longer (--restart-window 0), as these rules are there to end just such a course.
 
     python scripts/bench/recovery.py [--engines scripted,real] [--workers 2,4] [--rows 300] [--kill-every 3,15]
+        [--courses "one killed,many killed,all at once"]
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from samplerpool.data.answers import RowResult
 from samplerpool.data.rows import rows_from_dataset
 from samplerpool.wire.endpoint import WorkerEntry, find_pool
 
+COURSES = ("one killed", "many killed", "all at once")
 REAL_WORKERS = 2
 SCRIPTED_TOKENS, SCRIPTED_PACE_S, SCRIPTED_BATCH = 30, 0.02, 8
 REAL_TOKENS = 32
@@ -162,7 +164,9 @@ def answer(
     return results, summary.deaths, time.monotonic() - begun
 
 
-def measure(engine: str, workers: int, rows: int, kill_every_s: float, model: str | None) -> Iterator[Figures]:
+def measure(
+    engine: str, workers: int, rows: int, kill_every_s: float, model: str | None, courses: Sequence[str]
+) -> Iterator[Figures]:
     """The courses, one after the other in one pool."""
     prompts = prompts_for(engine, rows)
     settings: dict[str, Any] = {"hang_timeout_s": HANG_TIMEOUT_S[engine], "restart_window_s": 0.0}
@@ -176,7 +180,8 @@ def measure(engine: str, workers: int, rows: int, kill_every_s: float, model: st
         if len(whole) < rows:
             raise SystemExit(f"Undisturbed, {rows - len(whole)} of {rows} rows were not answered.")
         yield Figures(engine, workers, "undisturbed", rows, 0, 0, 0, 0, 0, 0, undisturbed_s, 1.0)
-        for course in ("one killed", "many killed", "all at once"):
+        for course in courses:
+            wait_for_all(sampler)
             bad: list[int] = []
             troubles = Troubles(pool, rows)
             signals = {rows // 2: signal.SIGKILL} if course == "one killed" else {}
@@ -197,7 +202,6 @@ def measure(engine: str, workers: int, rows: int, kill_every_s: float, model: st
             yield Figures(
                 engine, workers, course, rows, *found, troubles.sent, deaths, seconds, seconds / undisturbed_s
             )
-            wait_for_all(sampler)
 
 
 def wait_for_all(sampler: SyncSampler) -> None:
@@ -227,18 +231,23 @@ def main() -> None:
     parser.add_argument(
         "--workers", default="2,4", help=f"numbers of scripted ones; of real ones there are {REAL_WORKERS}"
     )
+    parser.add_argument("--courses", default=",".join(COURSES), help="beside the undisturbed one")
     parser.add_argument("--rows", type=int, default=300)
     parser.add_argument("--kill-every", default="3,15", metavar="S,S", help="seconds, of scripted and of real ones")
     parser.add_argument("--model", help="as for samplerpool launch, for the real ones")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     every = dict(zip(("scripted", "real"), map(float, options.kill_every.split(",")), strict=True))
+    courses = options.courses.split(",")
+    if unknown := set(courses) - set(COURSES):
+        parser.error(f"There is no course {', '.join(sorted(unknown))}; there are {', '.join(COURSES)}.")
     figures: list[Figures] = []
     for engine in options.engines.split(","):
         for workers in map(int, options.workers.split(",")) if engine == "scripted" else (REAL_WORKERS,):
-            for found in measure(engine, workers, options.rows, every[engine], options.model):
+            for found in measure(engine, workers, options.rows, every[engine], options.model, courses):
                 figures.append(found)
-                print(f"{engine}, {workers} workers, {found.course}: {found.seconds:.1f} s", flush=True)
+                wrong = f"{found.lost} lost, {found.duplicated} duplicated, {found.changed} changed"
+                print(f"{engine}, {workers} workers, {found.course}: {found.seconds:.1f} s, {wrong}", flush=True)
     show(figures)
     if options.json:
         options.json.write_text(json.dumps([asdict(f) for f in figures], indent=1) + "\n")
