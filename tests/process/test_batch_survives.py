@@ -127,10 +127,14 @@ def test_a_row_that_ends_every_worker_is_the_only_error_row(workers: int, deed: 
     prompts[37] = f"[[say:poison]][[{deed}]]"
     with pool(workers) as sampler:
         results, summary = run(sampler, prompts)
-    kind = "EngineBroken" if deed.startswith("raise") else "WorkerDied"
-    assert convictions(results) == {(37, 0): f"{kind}: {ALONE}"}
+    crashes = deed.startswith("crash")
+    times = "3" if crashes else r"\d+"  # an engine that raises again may be at fault itself, so there may be more
+    [(place, reason)] = convictions(results).items()
+    assert place == (37, 0)
+    assert re.fullmatch(ALONE.replace("3", times), reason.partition(": ")[2])
+    assert reason.startswith("WorkerDied: " if crashes else "EngineBroken: ")
     assert texts(results) == [None if i == 37 else f"answer {i}" for i in range(100)]
-    assert 3 <= summary.deaths <= (8 if kind == "WorkerDied" else 20)  # 6 rows in flight at most
+    assert 3 <= summary.deaths <= (8 if crashes else 20)  # 6 rows in flight at most
 
 
 def test_samples_of_a_poisoned_row_share_its_fate() -> None:
