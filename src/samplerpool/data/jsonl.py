@@ -6,11 +6,9 @@ Lines that are blank are no rows, but count as lines: messages name the number t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
-from samplerpool.data.opening import Opening
-from samplerpool.data.records import Piece, TextFile
+from samplerpool.data.records import TextFile
 from samplerpool.errors import BadRow, DataFileError
 
 _decode = json.JSONDecoder().decode
@@ -28,13 +26,6 @@ class JsonLines(TextFile):
                 f"The data file {self.path} is one JSON document over several lines, not JSON Lines; {advice}.",
                 path=str(self.path),
             )
-
-    def pieces(self, opening: Opening) -> Iterator[Piece]:
-        offset = opening.offset
-        for number, line in enumerate(opening.lines(), 1):
-            if not line.isspace():
-                yield Piece(offset, number, line)
-            offset += len(line)
 
     def parse(self, content: bytes) -> dict[str, Any]:
         try:

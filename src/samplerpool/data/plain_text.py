@@ -19,13 +19,6 @@ MAX_FIELD_CHARACTERS = 1 << 30
 class TextLines(TextFile):
     """Each line that is not blank is a prompt."""
 
-    def pieces(self, opening: Opening) -> Iterator[Piece]:
-        offset = opening.offset
-        for number, line in enumerate(opening.lines(), 1):
-            if not line.isspace():
-                yield Piece(offset, number, line)
-            offset += len(line)
-
     def parse(self, content: bytes) -> dict[str, Any]:
         try:
             return {"prompt": content.rstrip(b"\r\n").decode()}

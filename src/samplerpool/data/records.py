@@ -114,13 +114,17 @@ class TextFile(ABC):
             DataFileError: the file is not of this format.
         """
 
-    @abstractmethod
     def pieces(self, opening: Opening) -> Iterator[Piece]:
-        """The file's records, in order.
+        """The file's records, in order: lines that are not blank, unless a format says otherwise.
 
         Raises:
             DataFileError: there is no way to go on.
         """
+        offset = opening.offset
+        for number, line in enumerate(opening.lines(), 1):
+            if not line.isspace():
+                yield Piece(offset, number, line)
+            offset += len(line)
 
     @abstractmethod
     def parse(self, content: Any) -> dict[str, Any]:
