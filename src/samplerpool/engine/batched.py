@@ -25,7 +25,7 @@ from samplerpool.engine.base import (
 from samplerpool.engine.packed_group import weight_count
 from samplerpool.engine.row_sampler import RowSampler, Sampled, SamplingRow
 from samplerpool.engine.schedule import Copy, Plan, Row, Scheduler
-from samplerpool.engine.shortage import give_back, shortage_of_memory, too_large
+from samplerpool.engine.shortage import give_back, sentence, shortage_of_memory, too_large
 from samplerpool.errors import InvalidParameter, StartFailed
 
 log = logging.getLogger(__name__)
@@ -194,15 +194,7 @@ class BatchedEngine(ABC):
         rows, tokens = len(scheduler.running), plan.tokens
         alone = scheduler.shed(plan, copied=copied)
         give_back(self._device)
-        log.warning(
-            "a step of %d tokens, with %d requests running, ran out of memory (%s); from now on at most %d tokens and "
-            "%d requests",
-            tokens,
-            rows,
-            shortage,
-            scheduler.budget.tokens,
-            scheduler.budget.rows,
-        )
+        log.warning("%s", sentence(tokens, rows, shortage, scheduler.budget))
         if alone is None:
             return []
         del self._sampling[alone.request.request_id]

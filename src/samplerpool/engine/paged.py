@@ -32,7 +32,7 @@ from samplerpool.engine.budget import StepBudget
 from samplerpool.engine.paged_manager import Manager
 from samplerpool.engine.paged_processors import SETTINGS_KEY, RequestSettings
 from samplerpool.engine.row_sampler import RowSampler
-from samplerpool.engine.shortage import shortage_of_memory, too_large
+from samplerpool.engine.shortage import sentence, shortage_of_memory, too_large
 from samplerpool.errors import EngineError
 from samplerpool.types import FinishReason, TokenLogprobs
 
@@ -194,15 +194,7 @@ class PagedEngine:
             raise EngineError(f"The paged engine has died ({why}). Its worker must be started again.", reason=why)
         running, tokens = list(self._running.values()), self._manager.step_tokens
         smaller = self._budget.lower(len(running), tokens if tokens > len(running) else 0)
-        log.warning(
-            "a step of %d tokens, with %d requests running, ran out of memory (%s); from now on at most %d tokens and "
-            "%d requests",
-            tokens,
-            len(running),
-            shortage,
-            self._budget.tokens,
-            self._budget.rows,
-        )
+        log.warning("%s", sentence(tokens, len(running), shortage, self._budget))
         self._running.clear()
         failed = running if not smaller else []
         for live in reversed(running[len(failed) :]):

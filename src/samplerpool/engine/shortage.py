@@ -6,6 +6,7 @@ import gc
 
 import torch
 
+from samplerpool.engine.budget import StepBudget
 from samplerpool.errors import EngineError
 
 
@@ -17,6 +18,19 @@ def shortage_of_memory(error: Exception) -> str | None:
     if isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text):
         return text
     return None
+
+
+def sentence(tokens: int, rows: int, shortage: str, budget: StepBudget) -> str:
+    """For the log, after the budget was lowered.
+
+    Args:
+        tokens, rows: of the step that failed, and how many were running.
+        shortage: what torch said.
+    """
+    return (
+        f"a step of {tokens} tokens, with {rows} requests running, ran out of memory ({shortage}); from now on at most "
+        f"{budget.tokens} tokens and {budget.rows} requests"
+    )
 
 
 def too_large(shortage: str, length: int) -> EngineError:
