@@ -1,6 +1,5 @@
 """The batch state machine by list equality, and simulated runs."""
 
-import heapq
 import random
 
 import pytest
@@ -34,10 +33,7 @@ from samplerpool.errors import (
     WorkerDied,
     WorkerDraining,
 )
-
-
-def rows(*indexes):
-    return [Row(index, {}, [{"role": "user", "content": []}]) for index in indexes]
+from tests.batch_simulation import SimulatedRun, rows
 
 
 def answer(text="a"):
@@ -333,39 +329,17 @@ def test_reading_pauses_far_ahead_of_the_first_unfinished_row_and_goes_on():
     assert driver.state.room == 4
 
 
-class Simulation:
+class Simulation(SimulatedRun):
     """A run with simulated workers: each has a speed and a batch. (Those that die are in ``test_batch_suspects``.)"""
 
     def __init__(self, seed, *, count, workers, samples=1, ahead=None):
-        self.random = random.Random(seed)
-        self.state = BatchState(seed, samples, ahead)
-        self.count, self.read = count, 0
+        super().__init__(seed, count=count, workers=workers, samples=samples, ahead=ahead)
         self.speed = {w: self.random.uniform(0.1, 3.0) for w in range(workers)}
-        self.max_batch = {w: self.random.randint(1, 6) for w in range(workers)}
-        self.holds = {w: [] for w in range(workers)}
-        self.clock, self.queue, self.order = 0.0, [], 0
-        self.emitted, self.assigned, self.finish = [], {}, None
+        self.assigned = {}
         self.idle_while_waiting = 0
 
-    def later(self, delay, what):
-        self.order += 1
-        heapq.heappush(self.queue, (self.clock + delay, self.order, what))
-
-    def run(self):
-        self.act(self.state.handle(*(WorkerUp(w, batch) for w, batch in self.max_batch.items())))
-        while self.finish is None:
-            while (room := min(self.state.room, 5)) and self.finish is None:
-                new = rows(*range(self.read, min(self.read + room, self.count)))
-                self.read += len(new)
-                self.act(self.state.handle(RowsRead(new), *([InputEnded()] if len(new) < room else [])))
-            if self.finish is None:
-                assert self.queue, "deadlock: nothing runs and nothing is finished"
-                self.clock, _, what = heapq.heappop(self.queue)
-                self.happen(*what)
-        return self
-
-    def happen(self, kind, worker, job=None):
-        if kind == "answer" and job in self.holds[worker]:
+    def answer(self, worker, job):
+        if job in self.holds[worker]:
             self.holds[worker].remove(job)
             fault = self.random.random()
             if fault < 0.02:
@@ -389,7 +363,7 @@ class Simulation:
                         self.holds[worker].append(job)
                         ahead = max(0, len(self.holds[worker]) - self.max_batch[worker])
                         delay = self.random.expovariate(1) * self.speed[worker] * (1 + ahead)
-                        self.later(delay, ("answer", worker, job))
+                        self.later(delay, "answer", worker, job)
                 case Emit(result):
                     self.emitted.append(result)
                 case Finish():

@@ -1,9 +1,7 @@
 """Suspects by list equality, and simulated runs with rows that kill their workers: whatever happens, each innocent row
 is answered once, each poisoned one is convicted, and workers die no more often than that takes."""
 
-import heapq
 import math
-import random
 
 import pytest
 from hypothesis import given, settings
@@ -14,26 +12,19 @@ from samplerpool.batch.events import (
     Assign,
     Emit,
     Finish,
-    InputEnded,
     Job,
     RequestFailed,
     Rest,
-    RowsRead,
     Slot,
     WorkerDown,
     WorkerRested,
     WorkerUp,
 )
 from samplerpool.batch.plan import window_for
-from samplerpool.batch.state import BatchState
 from samplerpool.batch.suspects import MAX_DOUBTS, MAX_STRIKES, PATIENCE, Suspects
 from samplerpool.data.answers import Answer
-from samplerpool.data.rows import Row
 from samplerpool.errors import EngineBroken, QueueFull, RequestLost, WorkerDied
-
-
-def rows(*indexes):
-    return [Row(index, {}, [{"role": "user", "content": []}]) for index in indexes]
+from tests.batch_simulation import SimulatedRun, rows
 
 
 class Court:
@@ -219,7 +210,7 @@ def test_a_worker_that_died_often_is_spared():
 # ---- whole runs -----------------------------------------------------------------------------------------------------
 
 
-class Simulation:
+class Simulation(SimulatedRun):
     """A run with simulated workers. Each has a speed and a batch; it dies of poisoned rows and otherwise, and is back
     after a while. News of a death come in pieces, in any order, and later than much else.
 
@@ -231,14 +222,9 @@ class Simulation:
     """
 
     def __init__(self, seed, *, count, workers, poisoned, samples=1, ahead=None, deaths=0, broken=0, replaced=True):
-        self.random = random.Random(seed)
-        self.state = BatchState(seed, samples, ahead)
-        self.count, self.read, self.poisoned = count, 0, poisoned
-        self.max_batch = {w: self.random.randint(1, 6) for w in range(workers)}
-        self.holds = {w: [] for w in range(workers)}
+        super().__init__(seed, count=count, workers=workers, samples=samples, ahead=ahead)
+        self.poisoned = poisoned
         self.up = dict.fromkeys(range(workers), True)
-        self.clock, self.queue, self.order = 0.0, [], 0
-        self.emitted, self.finish = [], None
         self.suspected = set()
         self.sent = set()
         self.kills = 0
@@ -247,23 +233,6 @@ class Simulation:
             self.later(self.random.uniform(0, count / 2), "breaks_for_good", self.random.randrange(workers))
         for _ in range(deaths):
             self.later(self.random.uniform(0, count / 2), "death", self.random.randrange(workers))
-
-    def later(self, delay, *what):
-        self.order += 1
-        heapq.heappush(self.queue, (self.clock + delay, self.order, what))
-
-    def run(self):
-        self.act(self.state.handle(*(WorkerUp(w, batch) for w, batch in self.max_batch.items())))
-        while self.finish is None:
-            while (room := min(self.state.room, 5)) and self.finish is None:
-                new = rows(*range(self.read, min(self.read + room, self.count)))
-                self.read += len(new)
-                self.act(self.state.handle(RowsRead(new), *([InputEnded()] if len(new) < room else [])))
-            if self.finish is None:
-                assert self.queue, "deadlock: nothing runs and nothing is finished"
-                self.clock, _, (kind, *what) = heapq.heappop(self.queue)
-                getattr(self, kind)(*what)
-        return self
 
     def answer(self, worker, job):
         if job not in self.holds[worker]:
