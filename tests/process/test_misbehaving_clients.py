@@ -18,6 +18,7 @@ from typing import Any
 from samplerpool import SyncSampler
 from samplerpool.client.connection import PoolConnection
 from samplerpool.config.arguments import ModelArguments, PoolArguments, SampleArguments
+from samplerpool.config.settings import restored
 from samplerpool.engine.scripted import read_script
 from samplerpool.pool.launcher import LaunchedPool, describe_pool, launch_pool
 from samplerpool.wire.codec import MAX_MESSAGE_BYTES, decode_requests
@@ -34,8 +35,9 @@ ENDLESS = "[[tokens:1000000]][[pace:0.01]]"
 
 @contextlib.contextmanager
 def pool_with(**options: Any) -> Iterator[LaunchedPool]:
-    """A private pool of one scripted worker."""
-    arguments = PoolArguments(**{"engine": "scripted", "devices": "cpu", "workers": 1, **options})
+    """A private pool of one scripted worker; limits may be lower than a user's."""
+    usual = vars(PoolArguments(engine="scripted", devices="cpu", workers=1))
+    arguments = restored(PoolArguments, {**usual, **options})
     pool = launch_pool(ModelArguments(), SampleArguments(), arguments, detached=False, private=True)
     try:
         yield pool

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from samplerpool.config.arguments import DataArguments, ModelArguments, PoolArguments, SampleArguments
-from samplerpool.config.parser import Arguments, describe_arguments, get_args
+from samplerpool.config.parser import Arguments, all_settings, describe_arguments, get_args
 from samplerpool.errors import DataFileError, InvalidParameter
 
 GROUPS = (ModelArguments, DataArguments, SampleArguments, PoolArguments)
@@ -203,3 +203,143 @@ def test_no_name_belongs_to_two_groups_and_help_lists_all() -> None:
     assert len(names) == len(set(names))
     listed = [line.split()[0] for line in describe_arguments().splitlines()]
     assert listed == [f"--{name}" for name in names]
+
+
+# ---- entries of mappings, files as people write them ----------------------------------------------------------------
+
+
+def test_entries_of_mappings_are_overridden_one_by_one(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("engine_options: {step_s: 1.0, text: hi}\nquant_config: {name: bnb, outer: {inner: 1, kept: 2}}\n")
+    arguments = parse(
+        [str(path), "engine_options.step_s=0.1", "--quant-config.outer.inner", "[3, x]", "quant_config.new=on"]
+    )
+    assert arguments.pool.engine_options == {"step_s": 0.1, "text": "hi"}
+    assert arguments.model.quant_config == {"name": "bnb", "outer": {"inner": [3, "x"], "kept": 2}, "new": True}
+    assert parse({"peft_config.path": "p", "peft_config": '{"name": "lora"}'}).model.peft_config == {
+        "name": "lora",
+        "path": "p",
+    }
+    assert parse(["logit_bias.5=-1", "--logit_bias.6", "2"]).sample.logit_bias == ((5, -1.0), (6, 2.0))
+
+
+def test_entries_leave_the_mapping_that_was_given_as_it_was() -> None:
+    options = {"step_s": 1.0}
+    assert parse({"engine_options": options, "engine_options.step_s": 2.0}).pool.engine_options == {"step_s": 2.0}
+    assert options == {"step_s": 1.0}
+
+
+def test_wrong_entries_are_named_with_the_rest() -> None:
+    message = problems(["enigne_options.step_s=1", "temperature.x=1", "engine_options={a: 1}", "engine_options.a.b=1"])
+    for part in (
+        "Unknown argument 'enigne_options.step_s'; did you mean 'engine_options.step_s'?",
+        "temperature takes float and has no entries, so temperature.x means nothing.",
+        "engine_options.a is 1 and no mapping, so it has no entry 'b'.",
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize("name", ["init_config", "peft_config", "kernel_config", "quant_config"])
+def test_plugins_are_mappings_or_json_with_a_name(name: str) -> None:
+    wanted = {"name": "x", "bits": 4}
+    for given in (wanted, json.dumps(wanted)):
+        assert getattr(parse({name: given}).model, name) == wanted
+    assert getattr(parse([f"--{name}", json.dumps(wanted)]).model, name) == wanted
+    for wrong in ({"bits": 4}, {"name": ""}, {"name": 3}, "bnb", "[1]", 3):
+        assert f"{name} must be a mapping with a name, like {{name: ...}}, not" in problems({name: wrong})
+
+
+def test_numbers_with_an_exponent_are_numbers_in_every_form(tmp_path: Path) -> None:
+    for suffix, content in ((".yaml", "top_p: 5e-1\nengine_options: {a: 1e3}"), (".json", '{\n\t"top_p": 5e-1\n}')):
+        path = tmp_path / f"config{suffix}"
+        path.write_text(content)
+        assert parse([str(path)]).sample.top_p == 0.5
+    assert parse(["top_p=5e-1", "engine_options.a=1e3"]).pool.engine_options == {"a": 1000.0}
+
+
+@pytest.mark.parametrize("name", ["c.json", "c.yaml"])
+def test_a_name_that_stands_twice_in_a_file_is_an_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"top_k": 1, "seed": 2, "top_k": 3}')
+    with pytest.raises(DataFileError, match="'top_k' stands there twice"):
+        parse([str(tmp_path / name)])
+
+
+def test_strings_stand_in_a_list() -> None:
+    assert parse(["--temperature", 0.5]).sample.temperature == 0.5
+    for wrong in ("config.yaml", Path("config.yaml"), b"x"):
+        assert "a list of strings like [" in problems(wrong)
+
+
+def test_every_argument_is_reachable_from_every_entry(tmp_path: Path) -> None:
+    """Dict, JSON, YAML and command line read each of them to the same value."""
+    for name, value in values_of_every_argument().items():
+        expected = parse({name: value})
+        assert expected != parse({}), name
+        path = tmp_path / "one.json"
+        path.write_text(json.dumps({name: value}))
+        for form in ([str(path)], [f"--{name}", value if isinstance(value, str) else json.dumps(value)]):
+            assert parse(form) == expected, (name, form)
+        path.with_suffix(".yaml").write_text(path.read_text())
+        assert parse([str(path.with_suffix(".yaml"))]) == expected, name
+
+
+def values_of_every_argument() -> dict[str, object]:
+    """One value for each, not its default."""
+    made: dict[str, object] = {}
+    for name, each in all_settings().items():
+        if each.spec is not None:
+            made[name] = SAMPLING_VALUES[each.spec.kind]
+        elif each.choices and each.low is None:
+            made[name] = next(choice for choice in each.choices if choice != each.default)
+        elif bool in each.types:
+            made[name] = not each.default
+        elif int in each.types or float in each.types:
+            made[name] = 77_777
+        else:
+            made[name] = {"name": "n"} if dict in each.types else "text"
+    return made
+
+
+SAMPLING_VALUES: dict[str, object] = {
+    "int": 3,
+    "float": 0.5,
+    "bool": True,
+    "strings": ["A", "B"],
+    "ints": [3, 4],
+    "words": ["A", [1, 2]],
+    "biases": {"5": -1.0},
+}
+
+
+# ---- the groups themselves ------------------------------------------------------------------------------------------
+
+
+def test_a_group_checks_its_own_names_types_and_ranges_together() -> None:
+    with pytest.raises(InvalidParameter) as caught:
+        PoolArguments(engin="scripted", workers=0, max_batch="many")  # type: ignore[call-arg, arg-type]
+    assert caught.value.message == (
+        "Unknown argument 'engin'; did you mean 'engine'? workers must be an integer of at least 1 or auto, not 0. "
+        "max_batch must be an integer of at least 1, not 'many'."
+    )
+    with pytest.raises(InvalidParameter, match=r"temperature must be at least 0.*sample_backend must be hf"):
+        SampleArguments(temperature=-1, sample_backend="vllm")
+    with pytest.raises(InvalidParameter, match="flash_attn must be eager, sdpa or flash_attention_2, not 'fast'"):
+        ModelArguments(flash_attn="fast")
+    with pytest.raises(InvalidParameter, match="Unknown argument 'train_datset'; did you mean 'train_dataset'"):
+        DataArguments(train_datset="x")  # type: ignore[call-arg]
+
+
+def test_a_group_brings_values_to_their_form() -> None:
+    sample = SampleArguments(stop="END", logit_bias={5: 1}, temperature=None, n=2)  # type: ignore[arg-type, call-arg]
+    assert (sample.stop, sample.logit_bias, sample.temperature) == (("END",), ((5, 1.0),), None)
+    assert (sample.num_return_sequences, sample.n) == (2, 2)  # type: ignore[attr-defined]
+    assert ModelArguments(model_name_or_path=Path("a/b")).model_name_or_path == "a/b"  # type: ignore[arg-type]
+
+
+def test_the_later_name_of_the_model_is_the_same_field() -> None:
+    arguments = ModelArguments(model="m")  # type: ignore[call-arg]
+    assert arguments == ModelArguments(model_name_or_path="m")
+    assert arguments.model == "m"  # type: ignore[attr-defined]
+    assert replace(arguments, model_name_or_path="other").model == "other"  # type: ignore[attr-defined]
+    with pytest.raises(InvalidParameter, match="model_name_or_path is given twice, once as model"):
+        ModelArguments(model="m", model_name_or_path="n")  # type: ignore[call-arg]

@@ -9,9 +9,16 @@ import pytest
 import torch
 from transformers import BloomConfig, GenerationConfig, GPT2Config, LlamaConfig
 
+from samplerpool.config.arguments import ModelArguments
 from samplerpool.errors import InvalidParameter
 from samplerpool.model.failures import failure_line
-from samplerpool.model.model_engine import eos_token_ids, generation_defaults, max_model_len, torch_dtype
+from samplerpool.model.model_engine import (
+    ModelEngine,
+    eos_token_ids,
+    generation_defaults,
+    max_model_len,
+    torch_dtype,
+)
 
 UNLIMITED = SimpleNamespace(model_max_length=10**30)
 
@@ -65,3 +72,13 @@ def test_failures_are_told_in_one_line() -> None:
     assert failure_line(ValueError()) == "ValueError"
     assert failure_line(KeyError("x")) == "KeyError 'x'"
     assert len(failure_line(ValueError("y" * 999))) == 240
+
+
+def test_what_would_not_be_done_is_refused_before_anything_is_loaded() -> None:
+    arguments = ModelArguments(model="/absent", init_config={"name": "magic"}, kernel_config={"name": "auto", "x": 1})
+    with pytest.raises(InvalidParameter) as caught:
+        ModelEngine(arguments)
+    assert caught.value.message == (
+        "init_config has no 'magic'; there is init_on_default, init_on_meta, init_on_rank0. "
+        "kernel_config 'auto' takes nothing else; leave x out."
+    )

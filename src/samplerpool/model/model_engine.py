@@ -80,6 +80,7 @@ class ModelEngine:
         self, model_args: ModelArguments, device: str = "cpu", on_progress: Callable[[str], None] | None = None
     ) -> None:
         progress = on_progress or _ignore
+        _check_plugins(model_args)
         source = resolve_source(model_args.model_name_or_path)
         dtype = torch_dtype(model_args.dtype, device)
         location = _locate(source, dtype, progress)
@@ -102,6 +103,28 @@ class ModelEngine:
             custom_chat_template=model_args.custom_chat_template,
             eos_token_ids=eos_token_ids(self.model.generation_config, self.model_config),
         )
+
+
+INIT_NAMES = ("init_on_default", "init_on_meta", "init_on_rank0")
+"""Ways to make a model before its weights are read. ``from_pretrained`` makes it without memory for the weights and
+reads those onto the device, which is the end of all three where one process has one model."""
+KERNEL_NAMES = ("auto",)
+"""The engine chooses, as it does anyway."""
+
+
+def _check_plugins(model_args: ModelArguments) -> None:
+    """Refuse what is asked of a plugin and would not be done."""
+    known = {"init_config": INIT_NAMES, "kernel_config": KERNEL_NAMES, "peft_config": (), "quant_config": ()}
+    problems = []
+    for argument, names in known.items():
+        config = getattr(model_args, argument)
+        if config is not None and config["name"] not in names:
+            there_is = f"there is {', '.join(names)}" if names else "there is none yet; leave it out"
+            problems.append(f"{argument} has no {config['name']!r}; {there_is}.")
+        elif config is not None and (rest := sorted(set(config) - {"name"})):
+            problems.append(f"{argument} {config['name']!r} takes nothing else; leave {', '.join(rest)} out.")
+    if problems:
+        raise InvalidParameter(" ".join(problems))
 
 
 def torch_dtype(name: str, device: str) -> torch.dtype:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from samplerpool.config.arguments import ModelArguments, PoolArguments, SampleArguments
+from samplerpool.config.settings import restored
 from samplerpool.pool.addresses import Network
 from samplerpool.pool.devices import WorkerPlan
 from samplerpool.wire.endpoint import ProcessId
@@ -65,8 +66,8 @@ class PoolSettings:
             **{
                 **data,
                 "model_args": ModelArguments(**data["model_args"]),
-                "sample_args": SampleArguments(**_tuples(data["sample_args"])),
-                "pool_args": PoolArguments(**data["pool_args"]),
+                "sample_args": SampleArguments(**data["sample_args"]),
+                "pool_args": restored(PoolArguments, data["pool_args"]),
                 "plan": tuple(WorkerPlan(**_tuples(entry)) for entry in data["plan"]),
                 "network": Network(**listening) if listening else None,
                 "devices": tuple(data["devices"]),
