@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from dataclasses import fields
 from typing import Any
 
 import click
@@ -11,6 +13,7 @@ from click.testing import CliRunner
 from samplerpool.cli.main import COMMANDS, main
 from samplerpool.cli.options import arguments_from, model_options, pool_option, sampling_options
 from samplerpool.cli.output import bytes_text, duration_text, number_text, plural
+from samplerpool.config.arguments import ModelArguments, PoolArguments
 from samplerpool.config.sampling import PARAMS
 from samplerpool.errors import EngineError, InvalidParameter, PoolNotFound, PromptTooLong, StartFailed
 
@@ -55,15 +58,102 @@ def test_options_that_take_maps_and_lists() -> None:
             options_of("--logit-bias", bad)
 
 
-def test_every_sampling_parameter_is_an_option() -> None:
-    help_text = CliRunner().invoke(main, ["launch", "--help"]).output
-    for name in PARAMS:
-        assert f"--{name.replace('_', '-')}" in help_text
+WRITTEN: dict[str, tuple[list[str], Any]] = {
+    "int": (["3"], 3),
+    "float": (["0.5"], 0.5),
+    "strings": (["A", "[B"], ["A", "[B"]),
+    "ints": (["3", "4"], [3, 4]),
+    "words": (["A", "[1, 2]"], ["A", [1, 2]]),
+    "biases": (["5=-1", "6=2"], {"5": -1.0, "6": 2.0}),
+}
+"""How a value of each kind is typed, and what it is then."""
+
+
+@pytest.mark.parametrize("name", PARAMS)
+def test_every_sampling_parameter_is_an_option(name: str) -> None:
+    flag, kind = f"--{name.replace('_', '-')}", PARAMS[name].kind
+    if kind == "bool":
+        assert options_of(flag)["sampling"] == {name: True}
+        assert options_of(f"--no-{flag[2:]}")["sampling"] == {name: False}
+        return
+    texts, value = WRITTEN.get(kind, (["x"], "x"))
+    assert options_of(*(part for text in texts for part in (flag, text)))["sampling"] == {name: value}
+
+
+@pytest.mark.parametrize("command", ["launch", "batch", "chat"])
+def test_commands_take_every_parameter_and_all_of_a_model_s_arguments(command: str) -> None:
+    loaded = importlib.import_module(f"samplerpool.cli.{command}").command
+    names = {param.name for param in loaded.params}
+    assert set(PARAMS) <= names
+    assert {each.name for each in fields(ModelArguments)} - {"model_name_or_path"} <= names
+    if command == "launch":
+        assert {each.name for each in fields(PoolArguments)} <= names
+
+
+def test_options_of_groups_are_read_by_their_fields() -> None:
+    given = options_of("--quant-config", '{"name": "x", "bits": 4}', "--flash-attn", "eager", "--start-timeout", "7")
+    model_args, _, pool_args = arguments_from("m", given.pop("pool"), given.pop("sampling"), given)
+    assert model_args == ModelArguments(
+        model_name_or_path="m", quant_config={"name": "x", "bits": 4}, flash_attn="eager"
+    )
+    assert pool_args == PoolArguments(start_timeout_s=7.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (
+            ["chat", "--enigne=scripted", "--top-p", "7", "--top_k", "3", "--stop", "", "--seed", "x"],
+            [
+                "Unknown option '--enigne'; did you mean '--engine'?",
+                "Unknown option '--top_k'; did you mean '--top-k'?",
+                "top_p must be above 0 and at most 1, not 7.0.",
+                "stop must be a non-empty string",
+                "seed must be an integer, not 'x'.",
+            ],
+        ),
+        (
+            ["batch", "--temprature", "3", "in.jsonl", "--max-batch", "0", "--engine", "steam", "--limit", "0"],
+            [
+                "Unknown option '--temprature'; did you mean '--temperature'?",
+                "max_batch must be an integer of at least 1, not 0.",
+                "'steam' is not one of 'auto'",
+                "0 is not in the range x>=1.",
+            ],
+        ),
+        (
+            ["launch", "m", "more", "--workers", "0", "--quant-config", "{}"],
+            [
+                "workers must be an integer of at least 1 or auto, not 0.",
+                "quant_config must be a mapping with a name, like {name: ...}, not {}.",
+                "Unexpected argument 'more'.",
+            ],
+        ),
+        (["batch", "--top-p", "7"], ["top_p must be", "Missing argument 'INPUT'", "Missing option '--output'"]),
+        (["chat", "--top-p", "7", "--temperature"], ["'--temperature' requires an argument", "top_p must be"]),
+    ],
+)
+def test_one_error_names_all_that_is_wrong_with_a_command_line(arguments: list[str], parts: list[str]) -> None:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    for part in parts:
+        assert part in result.stderr
+    assert result.stderr.count("Error: ") == 1
+    assert "Missing" not in result.stderr or any("Missing" in part for part in parts)
+
+
+def test_settings_of_a_private_pool_are_refused_for_a_running_one() -> None:
+    for command in (["batch", "x", "--output", "y"], ["chat"]):
+        result = CliRunner().invoke(main, [*command, "--dtype", "bfloat16"])
+        assert result.exit_code == 2
+        assert "--dtype is for a pool that is started here, so it needs --model MODEL." in result.stderr
 
 
 def test_a_value_out_of_range_is_refused_by_its_one_definition() -> None:
-    with pytest.raises(InvalidParameter, match="top_p must be above 0 and at most 1"):
+    with pytest.raises(click.BadParameter, match="top_p must be above 0 and at most 1"):
         options_of("--top-p", "1.5")
+    with pytest.raises(InvalidParameter, match="min_new_tokens must be at most max_new_tokens"):
+        options_of("--min-new-tokens", "9", "--max-new-tokens", "3")
 
 
 def test_the_groups_of_arguments() -> None:

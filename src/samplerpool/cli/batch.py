@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -20,8 +20,17 @@ from samplerpool.batch.output import OutputFile
 from samplerpool.batch.runner import StopSwitch, run_batch
 from samplerpool.batch.tally import BatchSummary, Progress
 from samplerpool.cli.batch_view import View, summary_lines, view_for
+from samplerpool.cli.command import Command
 from samplerpool.cli.main import EXIT_INTERRUPTED, EXIT_ROW_ERRORS
-from samplerpool.cli.options import chosen_pool, connect_option, model_options, pool_option, sampling_options
+from samplerpool.cli.options import (
+    arguments_from,
+    check_unheard,
+    chosen_pool,
+    connect_option,
+    model_options,
+    pool_option,
+    sampling_options,
+)
 from samplerpool.client.connection import PoolConnection
 from samplerpool.data.answers import RowResult, error_text, output_row
 from samplerpool.data.collection import DataCollection
@@ -29,13 +38,8 @@ from samplerpool.data.rows import Row, with_system
 from samplerpool.errors import BatchError, UsageError
 from samplerpool.wire.endpoint import ConnectionFile
 
-if TYPE_CHECKING:
-    from samplerpool.config.arguments import ModelArguments, PoolArguments
-
 COLLECT_AFTER = 100_000
 """Objects that must have come without going before Python looks for cycles among them; its own figure is 700."""
-
-MODEL_ARGUMENTS = ("template", "custom_chat_template", "trust_remote_code", "dtype")
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Job:
         return int(self.sampling.get("num_return_sequences") or 1)
 
 
-@click.command("batch", short_help="Answer every row of a data set.")
+@click.command("batch", cls=Command, short_help="Answer every row of a data set.")
 @click.argument("source", metavar="INPUT")
 @click.option("--output", "-o", metavar="FILE", type=click.Path(path_type=Path), required=True, help="File to write.")
 @pool_option()
@@ -110,7 +114,7 @@ def command(
     Exit code: 0 all answered, 3 some rows carry errors, 130 interrupted, 1 failed, 2 wrong usage.
     """
     _check_choice(pool, connect, model)
-    _check_unheard(context, model, model_settings)
+    check_unheard(context, model_settings if model is None else ())
     job = Job(source, converter, output, overwrite, limit, on_error == "stop", system, sampling)
     with _data(job) as data, _output(job, data) as file:
         with _connected(pool, connect, model, model_settings) as connection:
@@ -122,14 +126,6 @@ def _check_choice(pool: str | None, connect: Path | None, model: str | None) -> 
     chosen = [n for n, v in (("--pool", pool), ("--connect", connect), ("--model", model)) if v is not None]
     if len(chosen) > 1:
         raise UsageError(f"Give just one of {' and '.join(chosen)}: they name different pools.")
-
-
-def _check_unheard(context: click.Context, model: str | None, model_settings: Iterable[str]) -> None:
-    """Options of a private pool, typed for a pool that runs already, would do nothing: say so."""
-    for name in model_settings if model is None else ():
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            option = next(p.opts[0] for p in context.command.params if p.name == name)
-            raise UsageError(f"{option} is for a pool that is started here, so it needs --model MODEL.")
 
 
 def _data(job: Job) -> DataCollection:
@@ -162,14 +158,10 @@ def _connected(
 
 @contextmanager
 def _private_pool(model: str, settings: dict[str, Any]) -> Iterator[ConnectionFile]:
-    from samplerpool.config.arguments import SampleArguments
     from samplerpool.pool.launcher import launch_pool
 
-    model_args, pool_args = _arguments(model, settings)
     launched = launch_pool(
-        model_args,
-        SampleArguments(),
-        pool_args,
+        *arguments_from(model, None, {}, settings),
         detached=False,
         private=True,
         on_progress=lambda line: click.echo(line, err=True),
@@ -178,16 +170,6 @@ def _private_pool(model: str, settings: dict[str, Any]) -> Iterator[ConnectionFi
         yield launched.connection
     finally:
         launched.stop(0.0)
-
-
-def _arguments(model: str, settings: dict[str, Any]) -> tuple[ModelArguments, PoolArguments]:
-    from samplerpool.config.arguments import ModelArguments, PoolArguments
-
-    rest = dict(settings)
-    of_model = {name: rest.pop(name) for name in MODEL_ARGUMENTS}
-    rest["engine_options"] = dict(rest["engine_options"])
-    rest["start_timeout_s"] = rest.pop("start_timeout")
-    return ModelArguments(model_name_or_path=model, **of_model), PoolArguments(**rest)
 
 
 # ---- the run ------------------------------------------------------------------------------------------------------

@@ -8,27 +8,21 @@ from typing import Any
 
 import click
 
+from samplerpool.cli.command import Command
 from samplerpool.cli.main import EXIT_INTERRUPTED
-from samplerpool.cli.options import arguments_from, limit_options, model_options, pool_option, sampling_options
+from samplerpool.cli.options import arguments_from, launch_options, model_options, pool_option, sampling_options
 from samplerpool.cli.output import note, plural
 from samplerpool.config.arguments import ModelArguments, PoolArguments, SampleArguments
 from samplerpool.pool.names import DEFAULT_POOL
 from samplerpool.wire.endpoint import ConnectionFile
 
 
-@click.command("launch")
+@click.command("launch", cls=Command)
 @click.argument("model", required=False)
 @pool_option(f"The pool's name.  [default: {DEFAULT_POOL}]")
 @click.option("--detach", is_flag=True, help="Return when the pool is ready, and leave it running.")
-@click.option(
-    "--listen",
-    metavar="tcp://HOST:PORT",
-    help="Let clients on other machines in, encrypted and with known keys alone. The supervisor has this port, the "
-    "workers the next ones; PORT * means any.",
-)
-@click.option("--advertise", metavar="HOST", help="By which name or address they reach this machine, if not HOST.")
 @model_options
-@limit_options
+@launch_options
 @sampling_options
 def command(model: str | None, pool: str | None, detach: bool, sampling: dict[str, Any], **chosen: Any) -> int:
     """Start a pool of workers with a model, and wait until it is ready.

@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from samplerpool.config.arguments import (
-    DTYPES,
-    ENGINES,
-    LOG_REQUESTS,
-    MIN_LOG_BYTES,
-    ClientLimits,
-    ModelArguments,
-    PoolArguments,
-    SampleArguments,
-    Supervision,
-)
-from samplerpool.config.sampling import ALIASES, PARAMS, ParamSpec, field_values, sampling_params
-from samplerpool.errors import UsageError
+from samplerpool.config.arguments import ClientLimits, ModelArguments, PoolArguments, SampleArguments, Supervision
+from samplerpool.config.command_line import value_of
+from samplerpool.config.sampling import ALIASES, PARAMS, sampling_params
+from samplerpool.config.settings import Setting, settings_of
+from samplerpool.errors import InvalidParameter, UsageError
 from samplerpool.pool.names import check_pool_name
 from samplerpool.wire.endpoint import ConnectionFile, find_pool
 
@@ -50,22 +42,39 @@ def _bias(value: str) -> tuple[str, float]:
     raise click.BadParameter(f"{value!r} is not of the form ID=BIAS, a token id and a number.")
 
 
-_TYPES: dict[str, Any] = {
-    "int": click.INT,
-    "float": click.FLOAT,
-    "strings": click.STRING,
-    "ints": click.INT,
-    "words": _word,
-    "biases": _bias,
-}
+_READERS: dict[str, Callable[[str], Any]] = {"strings": str, "words": _word, "biases": _bias}
+"""How one value of such a parameter is written; others are written as in any command line of arguments."""
 _METAVARS = {"int": "N", "float": "X", "strings": "TEXT", "ints": "ID", "words": "TEXT|[ID,...]", "biases": "ID=BIAS"}
 _SEVERAL = ("strings", "ints", "words", "biases")
+
+
+class SettingType(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4 alone
+    """Text that is read and checked as it is in every other way in."""
+
+    name = "value"
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """One value; a default is taken as it is."""
+        if not isinstance(value, str):
+            return value
+        spec = self._setting.spec
+        try:
+            if spec is None:
+                return self._setting.checked(value_of(self._setting, [value]))
+            read = _READERS[spec.kind](value) if spec.kind in _READERS else value_of(self._setting, [value])
+            sampling_params({self._setting.name: [read] if spec.kind in _SEVERAL else read})
+        except (ValueError, InvalidParameter) as error:
+            self.fail(str(error), param, ctx)
+        return read
 
 
 def sampling_options(command: Command) -> Command:
     """Add every sampling parameter as an option. The command gets them as ``sampling``: name to value, given ones only.
 
-    Values out of range are an ``InvalidParameter`` before the command runs.
+    Values out of range are an error before the command runs.
     """
 
     @functools.wraps(command)
@@ -74,21 +83,38 @@ def sampling_options(command: Command) -> Command:
         given = {name: value for name, value in values.items() if value is not None and value != ()}
         return command(*args, sampling=sampling_params(given).given(), **kwargs)
 
-    decorated: Any = with_sampling
-    for name, spec in reversed(PARAMS.items()):
-        decorated = _sampling_option(name, spec)(decorated)
+    settings = settings_of(SampleArguments)
+    decorated: Any = _with_options(with_sampling, [_sampling_option(settings[name]) for name in PARAMS])
     return decorated  # type: ignore[no-any-return]
 
 
-def _sampling_option(name: str, spec: ParamSpec) -> Callable[[Any], Any]:
-    flags = [_flag(name), *(_flag(alias) for alias, canonical in ALIASES.items() if canonical == name)]
-    if spec.kind == "bool":
-        return click.option(f"{flags[0]}/--no-{flags[0][2:]}", name, default=None, help=spec.help)
-    many = spec.kind in _SEVERAL
-    text = f"{spec.help} May be given several times." if many else spec.help
+def _sampling_option(setting: Setting) -> Callable[[Any], Any]:
+    assert setting.spec is not None
+    kind, flag = setting.spec.kind, _flag(setting.name)
+    if kind == "bool":
+        return click.option(f"{flag}/--no-{flag[2:]}", setting.name, default=None, help=setting.help)
+    aliases = [_flag(alias) for alias, canonical in ALIASES.items() if canonical == setting.name]
+    many, text = kind in _SEVERAL, setting.help
     return click.option(
-        *flags, name, type=_TYPES[spec.kind], multiple=many, default=None, metavar=_METAVARS[spec.kind], help=text
+        flag,
+        *aliases,
+        setting.name,
+        type=SettingType(setting),
+        multiple=many,
+        default=None,
+        metavar=_METAVARS[kind],
+        help=" ".join(filter(None, [text, "May be given several times." if many else "", _bounds(setting)])),
     )
+
+
+def _bounds(setting: Setting) -> str:
+    return f"[{setting.bounds}]" if setting.bounds else ""
+
+
+def _with_options(command: Command, options: Sequence[Callable[[Command], Command]]) -> Command:
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def _flag(name: str) -> str:
@@ -150,15 +176,6 @@ def drain_option(default_s: float) -> Callable[[Command], Command]:
     )
 
 
-def number_or_auto(value: str) -> int | str:
-    """A number from 1, or the word ``auto``."""
-    if value == "auto":
-        return value
-    if not value.isdecimal() or int(value) < 1:
-        raise click.BadParameter(f"{value!r} is neither a number from 1 nor auto.")
-    return int(value)
-
-
 def assignment(value: str) -> tuple[str, Any]:
     """``NAME=VALUE`` as a pair; a value that reads as JSON (numbers, true, null) is taken as that, else as text."""
     name, equals, text = value.partition("=")
@@ -170,86 +187,61 @@ def assignment(value: str) -> tuple[str, Any]:
         return name, text
 
 
-def model_options(command: Command) -> Command:
-    """How a model is loaded and served; the command gets ``dtype, template, custom_chat_template, ...``."""
-    options = [
-        click.option("--workers", type=number_or_auto, metavar="N|auto", default="auto", help="auto: one per device."),
-        click.option("--devices", metavar="auto|cpu|0,1", default="auto", help="Devices to use."),
-        click.option(
-            "--engine",
-            type=click.Choice(ENGINES),
-            default="auto",
-            help="What runs the model: dense and paged compute many requests together, sequential one after the other, "
-            "scripted has no model. auto: the best that computes what the model computes.",
-        ),
-        click.option(
+def setting_option(setting: Setting) -> Callable[[Any], Any]:
+    """The option for a field of a group of arguments; the command gets it by the field's name."""
+    name, flag = setting.name, _flag(setting.name.removesuffix("_s"))
+    if setting.types == (bool,):
+        return click.option(flag, name, is_flag=True, default=setting.default, help=setting.help)
+    if setting.name == "engine_options":
+        return click.option(
             "--engine-option",
-            "engine_options",
+            name,
             type=assignment,
             multiple=True,
             metavar="NAME=VALUE",
             help="Setting of that engine. May be given several times.",
-        ),
-        click.option("--dtype", type=click.Choice(DTYPES), default="auto", help="Number format of the weights."),
-        click.option(
-            "--max-batch",
-            type=click.IntRange(1),
-            metavar="N",
-            default=PoolArguments.max_batch,
-            help="Requests at a time.",
-        ),
-        click.option("--max-model-len", type=click.IntRange(1), metavar="N", help="Tokens of prompt plus answer."),
-        click.option("--template", metavar="NAME", help="Rendering plugin: chatml, qwen3, ..."),
-        click.option("--custom-chat-template", metavar="TEXT|FILE", help="Jinja chat template to use instead."),
-        click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model."),
-        click.option(
-            "--start-timeout",
-            type=click.FloatRange(0, min_open=True),
-            metavar="SECONDS",
-            default=600.0,
-            help="How long the workers may take to become ready.",
-        ),
-        click.option(
-            "--metrics",
-            metavar="HOST:PORT",
-            help="Serve figures to Prometheus there, for as long as the pool runs. Needs the extra 'metrics'.",
-        ),
-        click.option(
-            "--log-requests",
-            type=click.Choice(LOG_REQUESTS),
-            default=PoolArguments.log_requests,
-            help="Which requests get a line in their worker's log as they end.",
-        ),
-        click.option(
-            "--max-log-bytes",
-            type=click.IntRange(MIN_LOG_BYTES),
-            metavar="N",
-            default=PoolArguments.max_log_bytes,
-            help="Begin a new log file beyond this size; three earlier ones are kept.",
-        ),
-    ]
-    decorated: Any = command
-    for option in reversed(options):
-        decorated = option(decorated)
-    return decorated  # type: ignore[no-any-return]
+        )
+    only_words = setting.choices and setting.low is None
+    number = int in setting.types or float in setting.types
+    usual = "SECONDS" if name.endswith("_s") else "N" if number else "JSON" if dict in setting.types else None
+    return click.option(
+        flag,
+        name,
+        type=click.Choice(setting.choices) if only_words else SettingType(setting),
+        metavar=setting.metavar or usual,
+        default=setting.default,
+        show_default=number and setting.default is not None,
+        help=f"{setting.help} {_bounds(setting)}".strip(),
+    )
 
 
-def limit_options(command: Command) -> Command:
-    """What each worker takes from its clients, and how it is supervised; the command gets the fields of
-    ``ClientLimits`` and ``Supervision``."""
-    decorated: Any = command
-    for each in reversed((*fields(ClientLimits), *fields(Supervision))):
-        kind = click.FloatRange if isinstance(each.default, float) else click.IntRange
-        decorated = click.option(
-            _flag(each.name.removesuffix("_s")),
-            each.name,
-            type=kind(each.metadata["low"]),
-            metavar="SECONDS" if each.name.endswith("_s") else "N",
-            default=each.default,
-            show_default=True,
-            help=each.metadata["help"],
-        )(decorated)
-    return decorated  # type: ignore[no-any-return]
+LAUNCH_ONLY = ("listen", "advertise", *(each.name for each in (*fields(ClientLimits), *fields(Supervision))))
+"""Settings of a pool that others use."""
+
+
+def model_options(command: Command) -> Command:
+    """How a model is loaded and served; the command gets fields of ``ModelArguments`` and ``PoolArguments``."""
+    pool = [each for name, each in settings_of(PoolArguments).items() if name not in ("pool", *LAUNCH_ONLY)]
+    model = [each for name, each in settings_of(ModelArguments).items() if name != "model_name_or_path"]
+    return _with_options(command, [setting_option(each) for each in (*pool, *model)])
+
+
+def launch_options(command: Command) -> Command:
+    """Who may come in, what each worker takes from its clients, and how it is supervised."""
+    settings = settings_of(PoolArguments)
+    return _with_options(command, [setting_option(settings[name]) for name in LAUNCH_ONLY])
+
+
+def check_unheard(context: click.Context, names: Iterable[str]) -> None:
+    """Options of a private pool, typed for a pool that runs already, would do nothing: say so.
+
+    Raises:
+        UsageError: one was typed.
+    """
+    for name in names:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            option = next(param.opts[0] for param in context.command.params if param.name == name)
+            raise UsageError(f"{option} is for a pool that is started here, so it needs --model MODEL.")
 
 
 def arguments_from(
@@ -259,12 +251,12 @@ def arguments_from(
 
     Args:
         sampling: from ``sampling_options``.
-        chosen: what ``model_options`` and ``limit_options`` gave the command.
+        chosen: what ``model_options`` and ``launch_options`` gave the command.
     """
-    values = {**chosen, "engine_options": dict(chosen["engine_options"])}
-    model_names = ("dtype", "template", "custom_chat_template", "trust_remote_code")
+    of_pool = {**chosen, "engine_options": dict(chosen["engine_options"])}
+    of_model = {name: of_pool.pop(name) for name in settings_of(ModelArguments) if name in chosen}
     return (
-        ModelArguments(model_name_or_path=model, **{name: values.pop(name) for name in model_names}),
-        SampleArguments(**field_values(sampling)),
-        PoolArguments(pool=pool, start_timeout_s=values.pop("start_timeout"), **values),
+        ModelArguments(model_name_or_path=model, **of_model),
+        SampleArguments(**sampling),
+        PoolArguments(pool=pool, **of_pool),
     )

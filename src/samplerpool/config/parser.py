@@ -64,11 +64,11 @@ def get_args(args: InputArgument = None, *, environ: Mapping[str, str] = os.envi
 
 
 def describe_arguments() -> str:
-    """One line for each argument: name, what it takes, help, and default where there is one."""
+    """For each argument its name and what it takes, and below that help, and its default where there is one."""
     lines = []
     for option in all_settings().values():
         default = "" if option.spec or option.default in (None, {}) else f" [default: {option.default}]"
-        lines.append(f"  --{option.name:<22} {option.expected:<30} {option.help}{default}".rstrip())
+        lines += [f"  --{option.name:<28} {option.expected}", f"      {option.help}{default}"]
     return "\n".join(lines)
 
 
@@ -126,7 +126,7 @@ class _Reading:
         elif not path:
             self.values[head] = value
         elif not option.takes_names:
-            self.problems.append(f"{head} takes {option.expected} and has no entries, so {name} means nothing.")
+            self.problems.append(f"{head} has no entries, so {name} means nothing; it takes {option.expected}.")
         else:
             self._put_entry(option, path, value)
 

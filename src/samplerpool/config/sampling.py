@@ -251,11 +251,12 @@ def _checked_number(name: str, kind: Kind, spec: ParamSpec, value: Any) -> int |
     below = spec.low is not None and (value <= spec.low if spec.low_open else value < spec.low)
     above = spec.high is not None and value > spec.high
     if below or above or value != value:
-        raise ValueError(f"{name} must be {_range(spec)}, not {value!r}.")
+        raise ValueError(f"{name} must be {bounds_of(spec)}, not {value!r}.")
     return int(value) if kind == "int" else float(value)
 
 
-def _range(spec: ParamSpec) -> str:
+def bounds_of(spec: ParamSpec) -> str:
+    """Between which numbers it lies, in words; empty where any will do."""
     low = None if spec.low is None else f"{'above' if spec.low_open else 'at least'} {_figure(spec.low)}"
     high = None if spec.high is None else f"at most {_figure(spec.high)}"
     return " and ".join(part for part in (low, high) if part)

@@ -9,15 +9,24 @@ import os
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
-from samplerpool.config.sampling import ParamSpec, field_values, unknown_name
+from samplerpool.config.sampling import MAX_INT32, ParamSpec, bounds_of, field_values, unknown_name
 from samplerpool.errors import InvalidParameter
 
 Group = TypeVar("Group")
 
 _KINDS = {str: "a string", bool: "true or false", int: "an integer", float: "a number", dict: "a mapping"}
+_SAMPLING_KINDS = {
+    "bool": "true or false",
+    "int": "an integer",
+    "float": "a number",
+    "strings": "a string or several",
+    "ints": "an integer or several",
+    "words": "words, or lists of token ids",
+    "biases": "token ids with numbers",
+}
 
 
 def setting(
@@ -79,7 +88,7 @@ class Setting:
     def expected(self) -> str:
         """What it takes, in words: ``auto, paged or scripted``."""
         if self.spec is not None:
-            return self.spec.kind
+            return " ".join(filter(None, [_SAMPLING_KINDS.get(self.spec.kind, "a string"), self.bounds]))
         kinds = [_KINDS[kind] for kind in self.types if kind in _KINDS and not (kind is str and self.choices)]
         if self.low is not None:
             kinds = [f"{kind} of at least {self.low:g}" for kind in kinds]
@@ -87,6 +96,15 @@ class Setting:
             kinds = [f"{kind} with a name, like {{name: ...}}" for kind in kinds]
         *most, last = *kinds, *self.choices
         return f"{', '.join(most)} or {last}" if most else last
+
+    @property
+    def bounds(self) -> str:
+        """Between which numbers it lies, in words; empty where any of its type will do."""
+        if self.spec is not None:
+            scalar = self.spec.kind in ("int", "float")
+            unlimited = self.spec.high is not None and self.spec.high >= MAX_INT32
+            return bounds_of(replace(self.spec, high=None) if unlimited else self.spec) if scalar else ""
+        return "" if self.low is None else f"at least {self.low:g}"
 
     def checked(self, value: Any) -> Any:
         """The value as the field holds it: paths as text, JSON text where a mapping is meant as that.
