@@ -10,7 +10,7 @@ from samplerpool.client.response import Call
 from samplerpool.client.routing import Affinity, WorkerView, choose
 from samplerpool.errors import Aborted, PromptTooLong, ProtocolError
 from samplerpool.types import Message, TokenLogprobs
-from samplerpool.wire.messages import Accepted, Failed, Finished, TokenPrompt, Tokens
+from samplerpool.wire.messages import Accepted, Completed, Failed, Finished, TokenPrompt, Tokens
 
 
 def call() -> Call:
@@ -26,6 +26,14 @@ def test_a_response_fills_up_and_ends() -> None:
     assert (c.done, c.error, c.finish_reason, c.delta) == (True, None, "stop", "")
 
 
+def test_an_answer_that_is_not_streamed_comes_as_a_whole() -> None:
+    c = call()
+    entry, message = TokenLogprobs(3, -0.5, []), Message(role="assistant", content=[])
+    c.feed(Completed(1, "length", 2, 3, 5, "abc", message, [entry]))
+    assert (c.done, c.error, c.text, c.seed, c.message, c.logprobs) == (True, None, "abc", 5, message, [entry])
+    assert (c.finish_reason, c.prompt_tokens, c.completion_tokens) == ("length", 2, 3)
+
+
 @pytest.mark.parametrize(
     "frames",
     [
@@ -34,6 +42,7 @@ def test_a_response_fills_up_and_ends() -> None:
         [Tokens(1, 0, [3], "a"), Tokens(1, 2, [3], "a")],
         [Accepted(1, [], 0), Accepted(1, [], 0)],
         [Tokens(1, 0, [3], "a"), Finished(1, "stop", 2, 2)],
+        [Accepted(1, [], 0), Completed(1, "stop", 2, 2, 0, "a")],
     ],
 )
 def test_gaps_repeats_and_disorder_are_errors(frames: list[Tokens]) -> None:

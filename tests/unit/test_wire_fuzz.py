@@ -7,7 +7,17 @@ import typing
 
 from samplerpool.config.arguments import ClientLimits
 from samplerpool.wire.codec import decode_replies, decode_requests, encode
-from samplerpool.wire.messages import Accepted, Finished, Generate, Malformed, Reply, Request, TokenPrompt, Tokens
+from samplerpool.wire.messages import (
+    Accepted,
+    Completed,
+    Finished,
+    Generate,
+    Malformed,
+    Reply,
+    Request,
+    TokenPrompt,
+    Tokens,
+)
 from samplerpool.worker.session import Send, Session, Submit
 from tests.garbage import Garbage
 
@@ -37,7 +47,14 @@ def test_a_hundred_thousand_broken_messages_are_taken_or_refused_and_never_raise
 def test_a_client_bears_whatever_a_worker_sends() -> None:
     seed = random.SystemRandom().randrange(1 << 32)
     dice = random.Random(seed)
-    good = encode([Accepted(1, [5, 6], 42), Tokens(1, 0, [7, 8], "ab"), Finished(1, "stop", 2, 2)])
+    good = encode(
+        [
+            Accepted(1, [5, 6], 42),
+            Tokens(1, 0, [7, 8], "ab"),
+            Finished(1, "stop", 2, 2),
+            Completed(2, "stop", 2, 1, 42, "ab"),
+        ]
+    )
     for number in range(20_000):
         data = bytearray(good)
         for _ in range(dice.choice((1, 2, 5))):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from samplerpool.types import Message, TokenLogprobs
-from samplerpool.wire.messages import Accepted, Failed, Finished, Pong, Reply, Tokens
+from samplerpool.wire.messages import Accepted, Completed, Failed, Finished, Pong, Reply, Tokens
 from samplerpool.worker.outbox import MAX_WEIGHT, Outbox
 
 
@@ -79,7 +79,8 @@ def test_messages_and_errors_count_towards_the_size() -> None:
     message: Message = {"role": "assistant", "content": [{"type": "text", "value": "x" * (MAX_WEIGHT // 2)}]}
     outbox.extend(Finished(request_id, "stop", 1, 1, message) for request_id in range(1, 4))
     outbox.extend(Failed(request_id, "EngineError", "x" * (MAX_WEIGHT // 2)) for request_id in range(4, 6))
-    assert [len(message) for message in messages(outbox)] == [2, 2, 1]
+    outbox.extend(Completed(request_id, "stop", 1, 1, 0, "x" * (MAX_WEIGHT // 2)) for request_id in range(6, 8))
+    assert [len(message) for message in messages(outbox)] == [2, 2, 2, 1]
 
 
 def test_a_held_message_stays_as_it_is_and_what_comes_later_joins_behind_it() -> None:
@@ -126,5 +127,5 @@ def test_the_weight_of_what_waits_grows_with_the_text_and_not_with_the_number_of
 def test_requests_with_something_waiting_are_named_once() -> None:
     outbox = Outbox()
     outbox.extend([Accepted(3, [1], 0), Tokens(3, 0, [1], "a"), Pong(7, "i", 0, []), Failed(0, "E", "m")])
-    outbox.extend([Finished(2, "stop", 1, 1)])
-    assert outbox.request_ids() == [3, 2]
+    outbox.extend([Finished(2, "stop", 1, 1), Completed(4, "stop", 1, 1, 0, "a")])
+    assert outbox.request_ids() == [3, 2, 4]

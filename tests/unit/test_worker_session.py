@@ -7,10 +7,11 @@ from typing import Any
 from samplerpool.config.arguments import ClientLimits
 from samplerpool.engine.loop import Admitted, RequestOutput
 from samplerpool.errors import EngineError
-from samplerpool.types import TokenLogprobs
+from samplerpool.types import Message, TokenLogprobs
 from samplerpool.wire.messages import (
     Abort,
     Accepted,
+    Completed,
     Describe,
     Failed,
     Finished,
@@ -52,12 +53,13 @@ def test_a_streamed_request_from_start_to_end() -> None:
     assert table.produced([last]) == []
 
 
-def test_without_streaming_all_tokens_come_at_the_end() -> None:
+def test_without_streaming_one_frame_comes_at_the_end() -> None:
     table = session()
     table.received(A, [request(stream=False)], 0.0)
+    assert table.produced([Admitted((1, 1), (9, 8), 42)]) == []
     assert table.produced([RequestOutput((1, 1), 0, [5], "a"), RequestOutput((1, 1), 1, [6], "b")]) == []
     assert table.produced([RequestOutput((1, 1), 2, [7], "c", "length", None, 3)]) == [
-        Send(A, [Tokens(1, 0, [5, 6, 7], "abc"), Finished(1, "length", 0, 3, None)])
+        Send(A, [Completed(1, "length", 2, 3, 42, "abc")])
     ]
 
 
@@ -65,7 +67,22 @@ def test_without_streaming_the_text_that_a_continuation_held_back_comes_without_
     table = session()
     table.received(A, [request(stream=False)], 0.0)
     assert table.produced([RequestOutput((1, 1), 4, (), "held", "length", None, 4)]) == [
-        Send(A, [Tokens(1, 4, [], "held"), Finished(1, "length", 0, 4, None)])
+        Send(A, [Completed(1, "length", 0, 4, 0, "held")])
+    ]
+
+
+def test_without_streaming_a_message_that_is_but_the_text_is_not_sent_twice() -> None:
+    table = session()
+    table.received(A, [request(number, stream=False) for number in (1, 2, 3)], 0.0)
+    plain: Message = {"role": "assistant", "content": [{"type": "text", "value": "a"}]}
+    marked: Message = {**plain, "parse_error": "not JSON"}
+    called: Message = {"role": "assistant", "content": [{"type": "tool_call", "value": "a"}]}
+    ends = [
+        RequestOutput((1, number), 0, [5], "a", "stop", None, 1, message)
+        for number, message in enumerate((plain, marked, called), 1)
+    ]
+    assert table.produced(ends) == [
+        Send(A, [Completed(n, "stop", 0, 1, 0, "a", message) for n, message in ((1, None), (2, marked), (3, called))])
     ]
 
 
@@ -77,7 +94,7 @@ def test_logprobs_travel_with_their_tokens() -> None:
         [RequestOutput((1, 1), 0, [5], "a", logprobs=[one]), RequestOutput((1, 2), 0, [5], "a", logprobs=[one])]
     ) == [Send(A, [Tokens(1, 0, [5], "a", [one])])]
     assert table.produced([RequestOutput((1, 2), 1, [6], "b", "length", None, 2, logprobs=[two])]) == [
-        Send(A, [Tokens(2, 0, [5, 6], "ab", [one, two]), Finished(2, "length", 0, 2, None)])
+        Send(A, [Completed(2, "length", 0, 2, 0, "ab", None, [one, two])])
     ]
 
 

@@ -21,6 +21,7 @@ from samplerpool.wire.endpoint import ConnectionFile, WorkerEntry
 from samplerpool.wire.messages import (
     Abort,
     Accepted,
+    Completed,
     Description,
     Failed,
     Finished,
@@ -37,7 +38,7 @@ from samplerpool.wire.sockets import open_dealer
 log = logging.getLogger(__name__)
 
 MAX_RECEIVED_AT_ONCE = 256
-_OF_CALLS = frozenset({Accepted, Tokens, Finished, Failed})
+_OF_CALLS = frozenset({Accepted, Tokens, Finished, Completed, Failed})
 
 
 class Peer:

@@ -7,7 +7,7 @@ from typing import Any
 
 from samplerpool.errors import ProtocolError, SamplerPoolError
 from samplerpool.types import Message, TokenLogprobs
-from samplerpool.wire.messages import Accepted, ChatPrompt, Failed, Finished, TokenPrompt, Tokens
+from samplerpool.wire.messages import Accepted, ChatPrompt, Completed, Failed, Finished, TokenPrompt, Tokens
 
 
 def _ignore(call: Call) -> None:
@@ -26,7 +26,9 @@ class Call:
         on_update: called on the I/O thread, so it must be quick: after each arrival with ``stream``, else at the end.
 
     The fields fill up as frames come; ``done`` is set last, once, with ``error`` if the request failed. ``delta`` is
-    the text of the latest arrival; ``logprobs`` is None unless the request asks for them.
+    the text of the latest arrival; ``logprobs`` is None unless the request asks for them. Without ``stream`` all comes
+    at the end, but for ``prompt_ids`` and ``token_ids``, which stay empty; and ``message`` is None if it is but the
+    text.
     """
 
     __slots__ = (
@@ -98,7 +100,7 @@ class Call:
         asked = self.params.get("max_new_tokens")
         return asked if isinstance(asked, int) else 128
 
-    def feed(self, reply: Accepted | Tokens | Finished | Failed) -> None:
+    def feed(self, reply: Accepted | Tokens | Finished | Completed | Failed) -> None:
         """Take one frame.
 
         Raises:
@@ -106,6 +108,8 @@ class Call:
         """
         if type(reply) is Tokens:
             self._tokens(reply)
+        elif type(reply) is Completed:
+            self._completed(reply)
         elif isinstance(reply, Accepted):
             if self.accepted:
                 raise ProtocolError(f"Request {self.request_id} was accepted twice.")
@@ -145,6 +149,18 @@ class Call:
         self.completion_tokens = reply.completion_tokens
         self.message = reply.message
         self.delta = ""
+        self.done = True
+
+    def _completed(self, reply: Completed) -> None:
+        if self.accepted:
+            raise ProtocolError(f"Request {self.request_id} was accepted as a stream, and came as a whole.")
+        self.seed = reply.seed
+        self.texts = [reply.text]
+        self.logprobs = None if reply.logprobs is None else list(reply.logprobs)
+        self.finish_reason = reply.finish_reason
+        self.prompt_tokens = reply.prompt_tokens
+        self.completion_tokens = reply.completion_tokens
+        self.message = reply.message
         self.done = True
 
     def fail(self, error: SamplerPoolError) -> None:

@@ -19,6 +19,7 @@ from samplerpool.wire.messages import (
     Accepted,
     AddKey,
     ChatPrompt,
+    Completed,
     Describe,
     Description,
     Failed,
@@ -51,7 +52,7 @@ MAX_REQUEST_ID = 2**53
 
 _GENERATE, _ABORT, _PING, _DESCRIBE, _STOP, _RESTART, _SCALE = 1, 2, 3, 4, 5, 6, 7
 _LIST_KEYS, _ADD_KEY, _REVOKE_KEY = 8, 9, 10
-_ACCEPTED, _TOKENS, _FINISHED, _FAILED, _PONG, _DESCRIPTION = 64, 65, 66, 67, 68, 69
+_ACCEPTED, _TOKENS, _FINISHED, _FAILED, _PONG, _DESCRIPTION, _COMPLETED = 64, 65, 66, 67, 68, 69, 70
 _CHAT, _TOKEN_IDS = 0, 1
 _MESSAGE_KEYS, _BLOCK_KEYS = {"role", "content", "loss_weight", "parse_error"}, {"type", "value"}
 
@@ -215,15 +216,13 @@ def _token_ids(value: Any) -> list[int]:
     return value  # type: ignore[no-any-return]
 
 
-def _logprobs(value: Any, token_ids: Sequence[int]) -> list[TokenLogprobs]:
-    _require(
-        isinstance(value, list) and len(value) == len(token_ids),
-        "log-probabilities must be an array of one entry a token",
-    )
+def _logprobs(value: Any) -> list[TokenLogprobs]:
+    _require(isinstance(value, list), "log-probabilities must be an array of one entry a token")
     entries = []
-    for entry, token_id in zip(value, token_ids, strict=True):
-        _require(isinstance(entry, list) and len(entry) == 3 and entry[0] == token_id, "not the entry of its token")
+    for entry in value:
+        _require(isinstance(entry, list) and len(entry) == 3, "an entry must be [id, logprob, [pair, ...]]")
         _require(type(entry[1]) is float and isinstance(entry[2], list), "an entry must be [id, logprob, [pair, ...]]")
+        _token_ids(entry[:1])
         for pair in entry[2]:
             _require(
                 isinstance(pair, list) and len(pair) == 2 and type(pair[1]) is float, "a pair must be [id, logprob]"
@@ -361,7 +360,9 @@ def _decode_tokens(entry: list[Any]) -> Tokens:
         return Tokens(_id(request_id), _count(index), _token_ids(token_ids), _text(text))
     request_id, index, token_ids, text, logprobs = _fields(entry, 5)
     ids = _token_ids(token_ids)
-    return Tokens(_id(request_id), _count(index), ids, _text(text), _logprobs(logprobs, ids))
+    entries = _logprobs(logprobs)
+    _require(ids == [each.token_id for each in entries], "log-probabilities must be those of the tokens")
+    return Tokens(_id(request_id), _count(index), ids, _text(text), entries)
 
 
 def _decode_finished(entry: list[Any]) -> Finished:
@@ -372,6 +373,20 @@ def _decode_finished(entry: list[Any]) -> Finished:
         _count(prompt_tokens),
         _count(completion_tokens),
         None if message is None else _chat_message(message),
+    )
+
+
+def _decode_completed(entry: list[Any]) -> Completed:
+    request_id, reason, prompt_tokens, completion_tokens, seed, text, message, logprobs = _fields(entry, 8)
+    return Completed(
+        _id(request_id),
+        _text(reason),
+        _count(prompt_tokens),
+        _count(completion_tokens),
+        _count(seed),
+        _text(text),
+        None if message is None else _chat_message(message),
+        None if logprobs is None else _logprobs(logprobs),
     )
 
 
@@ -424,6 +439,17 @@ _ENCODERS: dict[type, Callable[[Any], Sequence[Any]]] = {
         m.completion_tokens,
         m.message,
     ),
+    Completed: lambda m: (
+        _COMPLETED,
+        m.request_id,
+        m.finish_reason,
+        m.prompt_tokens,
+        m.completion_tokens,
+        m.seed,
+        m.text,
+        m.message,
+        m.logprobs,
+    ),
     Failed: lambda m: (_FAILED, m.request_id, m.error, m.message, m.data),
     Pong: lambda m: (_PONG, m.ping_id, m.incarnation, m.steps, m.live),
     Description: lambda m: (_DESCRIPTION, m.request_id, m.info),
@@ -446,6 +472,7 @@ _REPLY_DECODERS: dict[int, Callable[[list[Any]], Reply]] = {
     _ACCEPTED: _decode_accepted,
     _TOKENS: _decode_tokens,
     _FINISHED: _decode_finished,
+    _COMPLETED: _decode_completed,
     _FAILED: _decode_failed,
     _PONG: _decode_pong,
     _DESCRIPTION: _decode_description,

@@ -51,8 +51,8 @@ class Generate:
         incarnation: of the worker process that is meant.
         params: sampling parameters that the caller gave, by name.
         priority: 0 interactive, 1 batch.
-        stream: send ``Tokens`` as they come, or all in one frame at the end.
-        parse: send the answer's parsed message with ``Finished``.
+        stream: send ``Accepted`` and ``Tokens`` as they come, or else ``Completed`` at the end alone.
+        parse: send the answer's parsed message at the end.
         size_bytes: never sent: what it took on its way here.
     """
 
@@ -191,6 +191,28 @@ class Finished:
     message: ChatMessage | None = None
 
 
+@dataclass(slots=True)
+class Completed:
+    """Terminal: a request that was not to be streamed ended well, and this is all that comes of it.
+
+    Args:
+        finish_reason: ``stop`` or ``length``.
+        seed: as in ``Accepted``.
+        text: the whole answer; of a continuation, what was not delivered before.
+        message: the parsed assistant turn, where ``parse`` asked for it and it is more than one block of ``text``.
+        logprobs: one entry a token, where the request asks for them; of a continuation, those of its own tokens.
+    """
+
+    request_id: int
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    seed: int
+    text: str
+    message: ChatMessage | None = None
+    logprobs: Sequence[TokenLogprobs] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Failed:
     """Terminal: the request ended with an error (``SamplerPoolError.to_wire``). ``request_id`` 0: a frame that
@@ -227,7 +249,7 @@ class Description:
 
 
 Request = Generate | Abort | Ping | Describe | Stop | Restart | Scale | ListKeys | AddKey | RevokeKey
-Reply = Accepted | Tokens | Finished | Failed | Pong | Description
+Reply = Accepted | Tokens | Finished | Completed | Failed | Pong | Description
 WireMessage = Request | Reply
 
 

@@ -30,8 +30,7 @@ class Live:
     stream: bool
     size_bytes: int
     prompt_tokens: int = 0
-    index: int = 0
-    token_ids: list[int] = field(default_factory=list)
+    seed: int = 0
     texts: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprobs] | None = None
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from samplerpool.wire.messages import Accepted, Failed, Finished, Reply, Tokens
+from samplerpool.types import Message, TokenLogprobs
+from samplerpool.wire.messages import Accepted, Completed, Failed, Finished, Reply, Tokens
 
 MAX_WEIGHT = 2**20
 """Of one message, roughly in bytes; a message takes at least one reply however large."""
@@ -94,7 +95,7 @@ class Outbox:
 
     def request_ids(self) -> list[int]:
         """The requests that have something waiting, each once."""
-        kinds = (Accepted, Tokens, Finished, Failed)
+        kinds = (Accepted, Tokens, Finished, Completed, Failed)
         return list(dict.fromkeys(r.request_id for r in self._replies if isinstance(r, kinds) and r.request_id))
 
 
@@ -112,13 +113,21 @@ def _joined(first: Reply, second: Tokens) -> Tokens:
 def _weight(reply: Reply) -> int:
     if type(reply) is Tokens:
         weight = _BASE_WEIGHT + len(reply.text) + _TOKEN_WEIGHT * len(reply.token_ids)
-        if reply.logprobs is not None:
-            weight += sum(_LOGPROB_WEIGHT * (1 + len(entry.top)) for entry in reply.logprobs)
-        return weight
+        return weight + _logprobs_weight(reply.logprobs)
+    if type(reply) is Completed:
+        return _BASE_WEIGHT + len(reply.text) + _message_weight(reply.message) + _logprobs_weight(reply.logprobs)
     if isinstance(reply, Accepted):
         return _BASE_WEIGHT + _TOKEN_WEIGHT * len(reply.prompt_ids)
-    if isinstance(reply, Finished) and reply.message is not None:
-        return _BASE_WEIGHT + sum(len(block["value"]) for block in reply.message["content"])
+    if isinstance(reply, Finished):
+        return _BASE_WEIGHT + _message_weight(reply.message)
     if isinstance(reply, Failed):
         return _BASE_WEIGHT + len(reply.message)
     return _BASE_WEIGHT
+
+
+def _logprobs_weight(logprobs: Sequence[TokenLogprobs] | None) -> int:
+    return sum(_LOGPROB_WEIGHT * (1 + len(entry.top)) for entry in logprobs or ())
+
+
+def _message_weight(message: Message | None) -> int:
+    return sum(len(block["value"]) for block in message["content"]) if message else 0

@@ -23,9 +23,11 @@ from samplerpool.errors import (
     WorkerDraining,
     WrongIncarnation,
 )
+from samplerpool.types import FinishReason
 from samplerpool.wire.messages import (
     Abort,
     Accepted,
+    Completed,
     Describe,
     Failed,
     Finished,
@@ -216,8 +218,9 @@ class Session:
             if type(event) is RequestOutput:
                 self._output(client, live, event, out)
             elif isinstance(event, Admitted):
-                live.prompt_tokens = len(event.prompt_ids)
-                out.append(Accepted(request_id, event.prompt_ids, event.seed))
+                live.prompt_tokens, live.seed = len(event.prompt_ids), event.seed
+                if live.stream:
+                    out.append(Accepted(request_id, event.prompt_ids, event.seed))
         return [Send(identity, out) for identity, out in replies.items() if out]
 
     def _output(self, client: Client, live: Live, output: RequestOutput, out: list[Reply]) -> None:
@@ -231,19 +234,16 @@ class Session:
         self._clients.end(client, request_id)
         if output.error is not None:
             out.append(_failed(request_id, output.error, request=request_label(self._worker, output.request_id)))
-            return
-        if live.token_ids or any(live.texts):  # a continuation may have text left and no token to come
-            out.append(Tokens(request_id, live.index, live.token_ids, "".join(live.texts), live.logprobs))
-        out.append(
-            Finished(request_id, output.finish_reason, live.prompt_tokens, output.completion_tokens, output.message)
-        )
+        elif live.stream:
+            end = output.finish_reason, live.prompt_tokens, output.completion_tokens, output.message
+            out.append(Finished(request_id, *end))
+        else:
+            out.append(_completed(live, output, output.finish_reason))
 
     @staticmethod
     def _collect(live: Live, output: RequestOutput) -> None:
-        if not live.token_ids:
-            live.index = output.index
-        live.token_ids.extend(output.token_ids)
-        live.texts.append(output.text)
+        if output.text:
+            live.texts.append(output.text)
         if output.logprobs is not None:
             live.logprobs = live.logprobs or []
             live.logprobs.extend(output.logprobs)
@@ -306,6 +306,22 @@ class Session:
 
 def _denial() -> AccessDenied:
     return AccessDenied("The pool does not know this client's key any more; its owner has revoked it.")
+
+
+def _completed(live: Live, output: RequestOutput, finish_reason: FinishReason) -> Completed:
+    text, message = "".join(live.texts), output.message
+    if message is not None and len(message) == 2 and message["content"] == [{"type": "text", "value": text}]:
+        message = None  # nothing that the text does not say
+    return Completed(
+        live.request_id,
+        finish_reason,
+        live.prompt_tokens,
+        output.completion_tokens,
+        live.seed,
+        text,
+        message,
+        live.logprobs,
+    )
 
 
 def _failed(request_id: int, error: SamplerPoolError, **more: str) -> Failed:
