@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import stat
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from samplerpool.data.json_text import to_json
 from samplerpool.errors import BatchError, OutputExists
 
 FLUSH_BYTES = 1 << 18
@@ -99,7 +99,7 @@ class OutputFile:
         Raises:
             BatchError: it cannot be written; the complete rows before it are kept.
         """
-        line = encode_row(row)
+        line = to_json(row) + b"\n"
         self._pending.append(line)
         self._pending_bytes += len(line)
         self.rows += 1
@@ -194,21 +194,3 @@ class OutputFile:
     ) -> None:
         if self._handle >= 0:
             self.keep_partial()
-
-
-def encode_row(row: dict[str, Any]) -> bytes:
-    """A row as one line of UTF-8 JSON. Half surrogate pairs, which UTF-8 cannot hold, stay escaped."""
-    try:
-        return _encode(row).encode() + b"\n"
-    except UnicodeEncodeError:
-        return json.dumps(row, default=_as_json).encode() + b"\n"
-
-
-def _as_json(value: object) -> Any:
-    """Values that tables hold and JSON does not: numpy's, dates, and what else has a text."""
-    to_list = getattr(value, "tolist", None)
-    return to_list() if callable(to_list) else str(value)
-
-
-_encode = json.JSONEncoder(ensure_ascii=False, check_circular=False, default=_as_json).encode
-"""Made once: ``json.dumps`` makes an encoder a call, and rows come from JSON, so they hold no circles."""

@@ -8,11 +8,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from samplerpool.data.json_text import from_json
 from samplerpool.data.records import TextFile
 from samplerpool.errors import BadRow, DataFileError
-
-_decode = json.JSONDecoder().decode
-"""What ``json.loads`` calls, once it has looked at its arguments."""
 
 
 class JsonLines(TextFile):
@@ -29,7 +27,7 @@ class JsonLines(TextFile):
 
     def parse(self, content: bytes) -> dict[str, Any]:
         try:
-            return columns_of(_decode(content.rstrip().decode()))
+            return columns_of(from_json(content))
         except UnicodeDecodeError as error:
             raise BadRow(f"byte {error.start + 1} is not valid UTF-8.") from None
         except json.JSONDecodeError as error:

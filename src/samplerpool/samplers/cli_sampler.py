@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from samplerpool.batch.output import OutputFile, encode_row
+from samplerpool.batch.output import OutputFile
 from samplerpool.batch.runner import run_batch
 from samplerpool.chat.console import discard_output
 from samplerpool.chat.session import chat_params, converse
@@ -19,6 +19,7 @@ from samplerpool.config.parser import Arguments, describe_arguments, get_args
 from samplerpool.config.sampling import sampling_params
 from samplerpool.data.answers import output_row
 from samplerpool.data.collection import DataCollection
+from samplerpool.data.json_text import to_json
 from samplerpool.errors import InvalidParameter, SamplerPoolError, UsageError
 from samplerpool.samplers.sync_sampler import SyncSampler
 
@@ -131,7 +132,7 @@ def _open_output(path: str | None, stack: ExitStack) -> OutputFile | None:
 
 
 def _print_row(row: dict[str, Any]) -> None:
-    sys.stdout.buffer.write(encode_row(row))
+    sys.stdout.buffer.write(to_json(row) + b"\n")
     sys.stdout.buffer.flush()
 
 
