@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -18,6 +20,7 @@ from samplerpool.config.folders import LOG_VARIABLE, RUNTIME_VARIABLE, STATE_VAR
 from samplerpool.pool.launcher import LaunchedPool, launch_pool
 from samplerpool.wire.endpoint import ConnectionFile
 
+NEVER_IDLE = "import os; os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\nwhile True: pass"
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 POOL = "scale"
 
@@ -154,3 +157,14 @@ def leftovers(folder: Path) -> Iterable[str]:
                     yield f"process {name}"
     for path in (folder / "run").glob("**/*"):
         yield f"file {path.name}"
+
+
+@contextlib.contextmanager
+def cores_never_idle() -> Iterator[None]:
+    """Keep each core busy with a process that gives way to all others. A virtual machine's core that has gone to sleep
+    wakes up with cold caches, and whoever it wakes up for pays."""
+    with contextlib.ExitStack() as stack:
+        for _ in os.sched_getaffinity(0):
+            process = stack.enter_context(subprocess.Popen((sys.executable, "-c", NEVER_IDLE)))
+            stack.callback(process.kill)
+        yield

@@ -11,12 +11,13 @@ day      200,000 requests in a row: what client, supervisor and workers hold beh
 
 Medians of the repeats where there are several; the parts take turns.
 
-    python scripts/bench/scale.py [--parts batch,streams] [--repeats 3] [--json FILE]
+    python scripts/bench/scale.py [--parts batch,streams] [--repeats 3] [--never-idle] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -28,6 +29,7 @@ import _scale_batch
 import _scale_clients
 import _scale_day
 import _scale_streams
+from _processes import cores_never_idle
 from rich.console import Console
 from rich.table import Table
 
@@ -150,6 +152,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=100, help="clients: of each, sent at once")
     parser.add_argument("--flooding", type=int, default=4, help="flood: processes")
     parser.add_argument("--day", type=int, default=200_000, help="day: requests")
+    parser.add_argument("--never-idle", action="store_true", help="keep the cores busy with processes that give way")
     parser.add_argument("--json", type=Path, help="write the figures, those of each repeat too, to this file")
     options = parser.parse_args()
     options.parts = options.parts.split(",")
@@ -163,10 +166,11 @@ def main() -> None:
     """Measure, print."""
     options = parse()
     rounds: dict[str, list[Results]] = {part: [] for part in options.parts}
-    for number in range(options.repeats):
-        for part in options.parts:
-            if number == 0 or part in REPEATED:
-                rounds[part].append(measure(part, options))
+    with cores_never_idle() if options.never_idle else contextlib.nullcontext():
+        for number in range(options.repeats):
+            for part in options.parts:
+                if number == 0 or part in REPEATED:
+                    rounds[part].append(measure(part, options))
     results = {part: median_of(found) for part, found in rounds.items()}
     console = Console(width=max(Console().width, 160))
     for part in options.parts:

@@ -1,4 +1,7 @@
-"""What goes into and comes out of the batch state machine: the records, the events and the actions."""
+"""What goes into and comes out of the batch state machine: the records, the events and the actions.
+
+Those of which there is one a row are not frozen, because that takes two to three times as long to make one.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +82,7 @@ class WorkerRested:
     worker: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answered:
     """A worker answered a job."""
 
@@ -117,7 +120,7 @@ class Assign:
     jobs: list[Job]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Emit:
     """Give this result back. They come ordered by (row, sample)."""
 

@@ -37,7 +37,7 @@ from samplerpool.batch.events import (
     WorkerUp,
 )
 from samplerpool.batch.plan import Window, hand_out, window_for
-from samplerpool.batch.suspects import End, Suspects
+from samplerpool.batch.suspects import NOTHING, End, Suspects
 from samplerpool.client.continuation import is_death
 from samplerpool.data.answers import RowResult, row_seed
 from samplerpool.data.rows import Row
@@ -212,6 +212,8 @@ class BatchState:
         held = self._held[worker]
         del held[job]
         verdict = self._suspects.ended(worker, job, end, held, error)
+        if verdict is NOTHING:  # as for nearly every job there is
+            return
         for convict in verdict.convicted:
             self._close(convict, RowResult(convict.row, convict.sample, convict.seed, None, verdict.error))
         if self._stopping:
