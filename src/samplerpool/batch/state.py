@@ -226,11 +226,14 @@ class BatchState:
     def _assign(self, actions: list[Action]) -> None:
         if self._fatal or not (self._waiting or self._suspects.waiting):
             return
+        hungry = {w: n for w, window in self._windows.items() if (n := len(self._held[w])) <= window.refill_at}
+        if not (hungry or self._suspects.waiting):
+            return
         free = {w for w in self._windows.keys() - self._draining - self._resting if not self._suspects.engaged(w)}
         self._try_suspects(free, actions)
         if self._waiting:
-            windows = {worker: self._windows[worker] for worker in free}
-            for worker, count in hand_out(len(self._waiting), self.outstanding, windows).items():
+            windows = {worker: self._windows[worker] for worker in hungry if worker in free}
+            for worker, count in hand_out(len(self._waiting), hungry, windows).items():
                 self._send(worker, [self._waiting.popleft() for _ in range(count)], actions)
 
     def _send(self, worker: int, jobs: list[Job], actions: list[Action]) -> None:
