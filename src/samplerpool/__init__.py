@@ -1,6 +1,7 @@
 """samplerpool samples from Hugging Face causal language models with a pool of worker processes, one per GPU.
 
-``SyncSampler`` is the way in; ``samplerpool --help`` shows the command line. Importing this package loads no torch.
+``SyncSampler`` is the way in; ``samplerpool --help`` shows the command line. The names in ``__all__`` are public, and
+the errors in ``samplerpool.errors``; what is not named there may change. Importing this package loads no torch.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ __all__ = [
     "DataEngine",
     "Message",
     "ModelArguments",
+    "ModelEngine",
     "ModelInput",
     "PoolArguments",
     "Renderer",
@@ -26,6 +28,7 @@ __all__ = [
     "SamplerPoolError",
     "SyncSampler",
     "ToolCall",
+    "get_args",
     "register_converter",
     "register_rendering_plugin",
     "run_chat",
@@ -39,6 +42,7 @@ _HOMES = {
     "DataEngine": "samplerpool.data.data_engine",
     "Message": "samplerpool.types",
     "ModelArguments": "samplerpool.config.arguments",
+    "ModelEngine": "samplerpool.model.model_engine",
     "ModelInput": "samplerpool.types",
     "PoolArguments": "samplerpool.config.arguments",
     "Renderer": "samplerpool.rendering.renderer",
@@ -48,6 +52,7 @@ _HOMES = {
     "SamplerPoolError": "samplerpool.errors",
     "SyncSampler": "samplerpool.samplers.sync_sampler",
     "ToolCall": "samplerpool.types",
+    "get_args": "samplerpool.config.parser",
     "register_converter": "samplerpool.data.converters",
     "register_rendering_plugin": "samplerpool.rendering.plugins",
     "run_chat": "samplerpool.samplers.cli_sampler",
@@ -55,9 +60,11 @@ _HOMES = {
 
 if TYPE_CHECKING:
     from samplerpool.config.arguments import DataArguments, ModelArguments, PoolArguments, SampleArguments
+    from samplerpool.config.parser import get_args
     from samplerpool.data.converters import register_converter
     from samplerpool.data.data_engine import DataEngine
     from samplerpool.errors import SamplerPoolError
+    from samplerpool.model.model_engine import ModelEngine
     from samplerpool.rendering.parsing import AnswerTags
     from samplerpool.rendering.plugins import RenderingPlugin, register_rendering_plugin
     from samplerpool.rendering.renderer import Renderer

@@ -17,7 +17,11 @@ FinishReason = Literal["stop", "length", "aborted", "error"]
 
 
 class Content(TypedDict):
-    """One block of a message. ``tool_call`` values are JSON text with ``name`` and ``arguments``."""
+    """One block of a message.
+
+    ``type``: ``text``, ``reasoning``, ``tool_call``, ``image_url``, ``video_url`` or ``audio_url``. ``value``: the
+    text; of a ``tool_call`` JSON text with ``name`` and ``arguments``; of media where they are.
+    """
 
     type: ContentType
     value: str
@@ -26,8 +30,9 @@ class Content(TypedDict):
 class Message(TypedDict):
     """One turn in the v1 form.
 
-    ``loss_weight``: how much the turn counts in training; 0 masks it. ``parse_error``: of a parsed answer, what in it
-    could not be understood and was kept as text.
+    ``role``: ``system``, ``user``, ``assistant`` or ``tool``. ``content``: its blocks in order. ``loss_weight``:
+    how much the turn counts in training; 0 masks it. ``parse_error``: of a parsed answer, what in it could not be
+    understood and was kept as text.
     """
 
     role: Role
@@ -37,7 +42,7 @@ class Message(TypedDict):
 
 
 class ToolCall(TypedDict):
-    """A call of one function, as the model asked for it."""
+    """A call of one function, as the model asked for it: its ``name``, and ``arguments`` by name."""
 
     name: str
     arguments: dict[str, Any]
@@ -77,7 +82,13 @@ class Generation(TypedDict):
 
 
 class Sample(TypedDict, total=False):
-    """A conversation, or a pair of them, with whatever other columns the row had."""
+    """A conversation, or a pair of them, with whatever other columns the row had.
+
+    ``messages``: the conversation; or ``chosen_messages`` and ``rejected_messages``: the pair. ``tools``: JSON text
+    of the tools on offer. ``extra_info``: passed on as it is. ``_dataset_name``: of the data set that it comes
+    from. Answered ones also have ``generation``: how it was answered, and ``reference``: the assistant's turn that
+    stood at the end.
+    """
 
     messages: list[Message]
     chosen_messages: list[Message]
@@ -92,10 +103,10 @@ class Sample(TypedDict, total=False):
 class ModelInput(TypedDict):
     """What a model is fed with: plain lists of equal length, one element a token.
 
-    ``attention_mask`` is 1 everywhere. ``labels`` are the token ids to be learned and -100 elsewhere, not shifted;
-    ``loss_weights`` say how much each counts, 0.0 elsewhere. ``position_ids`` count from 1, in a preference pair for
-    each answer anew; ``token_type_ids`` tell the chosen answer (1) from the rejected one (2). ``extra_info`` and
-    ``_dataset_name`` are the sample's own.
+    ``input_ids`` are the token ids; ``attention_mask`` is 1 everywhere. ``labels`` are the token ids to be learned
+    and -100 elsewhere, not shifted; ``loss_weights`` say how much each counts, 0.0 elsewhere. ``position_ids``
+    count from 1, in a preference pair for each answer anew; ``token_type_ids`` tell the chosen answer (1) from the
+    rejected one (2). ``extra_info`` and ``_dataset_name`` are the sample's own.
     """
 
     input_ids: list[int]

@@ -13,7 +13,7 @@ from samplerpool.config.arguments import DataArguments, ModelArguments, PoolArgu
 from samplerpool.config.parser import Arguments, all_settings, describe_arguments, get_args
 from samplerpool.errors import DataFileError, InvalidParameter
 
-GROUPS = (ModelArguments, DataArguments, SampleArguments, PoolArguments)
+GROUPS = (ModelArguments, DataArguments, PoolArguments, SampleArguments)
 
 
 def parse(*args: object) -> Arguments:
@@ -27,11 +27,11 @@ def problems(args: object) -> str:
 
 
 def test_nothing_given_means_the_defaults() -> None:
-    assert parse([]) == parse({}) == Arguments(ModelArguments(), DataArguments(), SampleArguments(), PoolArguments())
+    assert parse([]) == parse({}) == Arguments(ModelArguments(), DataArguments(), PoolArguments(), SampleArguments())
 
 
 def test_a_mapping_is_spread_over_the_groups() -> None:
-    model, data, sample, pool = parse(
+    model, data, pool, sample = parse(
         {"model": "m", "train_dataset": "t.jsonl", "temperature": 1, "stop": "END", "workers": 2, "max_model_len": None}
     )
     assert model == ModelArguments(model_name_or_path="m")
@@ -91,7 +91,7 @@ def test_a_flag_does_not_swallow_what_follows() -> None:
 def test_a_file_comes_first_and_is_overridden(tmp_path: Path, suffix: str, dump: object) -> None:
     path = tmp_path / f"config{suffix}"
     path.write_text(dump({"model_name_or_path": "m", "temperature": 0.3, "top_k": 4, "stop": ["x", "y"]}))  # type: ignore[operator]
-    model, _, sample, _ = parse([str(path), "model=other", "--top_k", "9", "temperature=null"])
+    model, _, _, sample = parse([str(path), "model=other", "--top_k", "9", "temperature=null"])
     assert model.model_name_or_path == "other"
     assert (sample.temperature, sample.top_k, sample.stop) == (None, 9, ("x", "y"))
 

@@ -34,8 +34,8 @@ class Arguments(NamedTuple):
 
     model: ModelArguments
     data: DataArguments
-    sample: SampleArguments
     pool: PoolArguments
+    sample: SampleArguments
 
 
 def get_args(args: InputArgument = None, *, environ: Mapping[str, str] = os.environ) -> Arguments:
@@ -48,6 +48,9 @@ def get_args(args: InputArgument = None, *, environ: Mapping[str, str] = os.envi
             (``stop=[A, B]``), a mapping in YAML or JSON, one entry of a mapping as ``name.entry=value``, "not given" as
             ``null``.
         environ: with ``ALLOW_EXTRA_KEYS`` set to 1, unknown names are ignored.
+
+    Returns:
+        ``model, data, pool, sample``.
 
     Raises:
         InvalidParameter: one error that names everything that is wrong, wrong names with the nearest right one.

@@ -6,18 +6,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from samplerpool.config.arguments import ModelArguments
 from samplerpool.config.sampling import PARAMS, SamplingParams, sampling_params
 from samplerpool.errors import InvalidParameter, SamplerPoolError, StartFailed
 from samplerpool.model.failures import failure_line
-from samplerpool.model.gguf import converted_gguf
 from samplerpool.model.hub import hub_is_reachable
 from samplerpool.model.source import ModelSource, resolve_source
 from samplerpool.rendering.renderer import Renderer
+
+if TYPE_CHECKING:
+    import torch
 
 LENGTH_NAMES: tuple[str, ...] = (
     "max_position_embeddings",
@@ -133,6 +133,8 @@ def torch_dtype(name: str, device: str) -> torch.dtype:
     Raises:
         InvalidParameter: no floating point type of this name.
     """
+    import torch
+
     if name == "auto":
         return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
     dtype = getattr(torch, name, None)
@@ -177,6 +179,8 @@ def max_model_len(config: Any, tokenizer: Any) -> int:
 
 def _locate(source: ModelSource, dtype: torch.dtype, progress: Callable[[str], None]) -> _Location:
     if source.kind == "gguf":
+        from samplerpool.model.gguf import converted_gguf
+
         return _Location(str(converted_gguf(Path(source.location), dtype, progress)), local_files_only=True)
     if source.kind == "directory":
         return _Location(source.location, local_files_only=True)
@@ -232,6 +236,8 @@ def _one_sentence(what: str, source: ModelSource) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
+    import torch
+
     line = failure_line(error)
     if isinstance(error, torch.OutOfMemoryError):
         return f"it does not fit into the device's memory ({line})"

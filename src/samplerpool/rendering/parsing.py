@@ -11,7 +11,12 @@ from samplerpool.types import Content, ContentType, Message
 
 @dataclass(frozen=True)
 class AnswerTags:
-    """What a model writes around its reasoning and its tool calls: an opening and a closing tag each."""
+    """What a model writes around parts of its answers: an opening and a closing tag each.
+
+    Args:
+        think: around its reasoning.
+        tool_call: around the JSON of a tool call.
+    """
 
     think: tuple[str, str] = ("<think>", "</think>")
     tool_call: tuple[str, str] = ("<tool_call>", "</tool_call>")

@@ -90,6 +90,9 @@ class Renderer:
             tools: JSON text of a list of tools, or of a single one.
             options: further variables of the template (``enable_thinking``, ...).
 
+        Returns:
+            As many ids as the prompt has tokens.
+
         Raises:
             RenderError: says which message (counted from 1) is wrong, and how.
         """
@@ -134,10 +137,14 @@ class Renderer:
     def process_samples(self, samples: Iterable[Sample]) -> list[ModelInput]:
         """Samples as a model's inputs for training, one each.
 
-        A sample has ``messages`` that end with the answer to be learned, or ``chosen_messages`` and
-        ``rejected_messages``, which become one sequence; and ``tools`` (JSON text) where there are some.
-        ``position_ids`` count from 1, in a pair for each answer anew; ``token_type_ids`` of a pair are 1 for the chosen
-        answer and 2 for the rejected one. ``extra_info`` and ``_dataset_name`` are passed on.
+        Args:
+            samples: each has ``messages`` that end with the answer to be learned, or ``chosen_messages`` and
+                ``rejected_messages``, which become one sequence; and ``tools`` (JSON text) where there are some.
+
+        Returns:
+            One input a sample, in order: plain lists, one number a token. ``position_ids`` count from 1, in a pair for
+            each answer anew; ``token_type_ids`` of a pair are 1 for the chosen answer and 2 for the rejected one.
+            ``extra_info`` and ``_dataset_name`` are passed on.
 
         Raises:
             RenderError: names the sample (counted from 1) and what is wrong with it.
@@ -154,6 +161,9 @@ class Renderer:
         Args:
             text: what the model wrote; with its special tokens if ``needs_special_tokens``.
             prompt_ids: what it answers; the prompt may have begun the answer with an opening ``<think>``.
+
+        Returns:
+            A message whose blocks are reasoning, text and tool calls, in the answer's order.
         """
         return self._parser.message(text, prompt_ids)
 

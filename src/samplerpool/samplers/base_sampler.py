@@ -96,6 +96,10 @@ class BaseSampler:
     async def batch_infer(self, dataset: Dataset, **params: Any) -> list[Sample]:
         """Answer every sample of a data set; the engine batches them.
 
+        Args:
+            dataset: a list, a torch map-style or iterable dataset, a ``datasets.Dataset``, a ``DataEngine``.
+            **params: sampling parameters of all rows; ``seed`` seeds the run.
+
         Returns:
             One Sample a row (a row and sample, with ``num_return_sequences`` above 1), in order. A row that cannot be
             answered carries its error in ``generation``.
@@ -177,7 +181,7 @@ class BaseSampler:
         self._intake.submit(jobs)
 
     def abort_request(self, request_id: RequestId) -> None:
-        """Drop a request wherever it is; nothing more is reported of it."""
+        """Drop the request with this ``request_id`` wherever it is; nothing more is reported of it."""
         self._intake.abort(request_id)
 
     @property

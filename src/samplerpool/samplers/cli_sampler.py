@@ -23,6 +23,8 @@ from samplerpool.data.json_text import to_json
 from samplerpool.errors import InvalidParameter, SamplerPoolError, UsageError
 from samplerpool.samplers.sync_sampler import SyncSampler
 
+__all__ = ["SyncSampler", "main", "run_chat"]
+
 FAILED, WRONG_USAGE, SOME_ROWS_FAILED, INTERRUPTED = 1, 2, 3, 130
 
 _USAGE = "python -m samplerpool.samplers.cli_sampler [CONFIG.yaml|CONFIG.json] [--name value | name=value]..."

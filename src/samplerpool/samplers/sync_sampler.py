@@ -91,6 +91,9 @@ class SyncSampler(BaseSampler):
                 ``.json``); None for the only one that runs.
             worker: use only this worker.
 
+        Returns:
+            A sampler over all of its workers, or that one.
+
         Raises:
             PoolNotFound: there is no such pool, or not just one.
             TransportError: none of its workers can be used.
@@ -117,8 +120,14 @@ class SyncSampler(BaseSampler):
             on_progress: gets a line at each step of the start.
             **pool: fields of ``PoolArguments`` (``devices``, ``engine``, ``max_batch``, ...).
 
+        Returns:
+            A sampler whose workers are ready.
+
         Raises:
-            ModelNotFound, StartFailed, PoolNameTaken
+            InvalidParameter: names everything that is wrong with the arguments.
+            ModelNotFound: the model's path or hub id leads nowhere.
+            StartFailed: a worker did not become ready.
+            PoolNameTaken: the pool was given a name that another one has.
         """
         from samplerpool.pool.launcher import launch_pool
 
