@@ -13,6 +13,7 @@ from samplerpool.config.sampling import PARAMS, SamplingParams, sampling_params
 from samplerpool.errors import InvalidParameter, SamplerPoolError, StartFailed
 from samplerpool.model.failures import failure_line
 from samplerpool.model.hub import hub_is_reachable
+from samplerpool.model.processors import load_processor, model_class
 from samplerpool.model.source import ModelSource, resolve_source
 from samplerpool.rendering.renderer import Renderer
 
@@ -64,7 +65,7 @@ class ModelEngine:
 
     Attributes:
         model: in evaluation mode, without gradients, on ``device``.
-        processor: the tokenizer.
+        processor: the tokenizer, or of a model that takes images, videos or sounds the processor.
         renderer: with the model's chat template.
         generation_defaults: what the checkpoint's ``generation_config`` says, and nothing more.
         max_model_len: longest prompt plus completion that the model takes, in tokens.
@@ -88,15 +89,22 @@ class ModelEngine:
         with _quiet_transformers():
             with _one_sentence("The model", source):
                 config = _load_config(location, model_args)
-            with _one_sentence("The tokenizer of the model", source):
-                self.processor = _load_tokenizer(location, model_args)
+            with _one_sentence("The tokenizer or processor of the model", source):
+                self.processor = load_processor(
+                    config,
+                    location.path,
+                    progress,
+                    local_files_only=location.local_files_only,
+                    trust_remote_code=model_args.trust_remote_code,
+                )
             with _one_sentence("The model", source):
-                self.model = _load_model(location, model_args, config, dtype).to(device)
+                auto_class = model_class(self.processor)
+                self.model = _load_model(auto_class, location, model_args, config, dtype).to(device)
         self.name = source.name
         self.device = device
         self.model_config = self.model.config
         self.generation_defaults = generation_defaults(self.model.generation_config)
-        self.max_model_len = max_model_len(self.model_config, self.processor)
+        self.max_model_len = max_model_len(self.model_config, getattr(self.processor, "tokenizer", self.processor))
         self.renderer = Renderer(
             self.processor,
             template=model_args.template,
@@ -198,20 +206,10 @@ def _load_config(location: _Location, model_args: ModelArguments) -> Any:
     )
 
 
-def _load_tokenizer(location: _Location, model_args: ModelArguments) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(
-        location.path,
-        local_files_only=location.local_files_only,
-        trust_remote_code=model_args.trust_remote_code,
-    )
-
-
-def _load_model(location: _Location, model_args: ModelArguments, config: Any, dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(
+def _load_model(
+    auto_class: Any, location: _Location, model_args: ModelArguments, config: Any, dtype: torch.dtype
+) -> Any:
+    model = auto_class.from_pretrained(
         location.path,
         config=config,
         local_files_only=location.local_files_only,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,6 +12,9 @@ from samplerpool.errors import RenderError
 from samplerpool.rendering.escaping import map_strings
 from samplerpool.rendering.parsing import is_tool_call
 from samplerpool.types import CONTENT_TYPES, MEDIA_TYPES, ROLES, Content, Message
+
+KIND_OF = {name: name.removesuffix("_url") for name in MEDIA_TYPES}
+"""What templates call the media, by their block's type."""
 
 
 class TextGuard(Protocol):
@@ -23,7 +27,11 @@ class TextGuard(Protocol):
 
 @dataclass(frozen=True)
 class TemplateInput:
-    """What a chat template is given, all user-controlled strings guarded."""
+    """What a chat template is given, all user-controlled strings guarded.
+
+    Args:
+        messages: their ``content`` is a text, or a list of parts for a template that takes media.
+    """
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None
@@ -31,11 +39,17 @@ class TemplateInput:
 
 
 def template_input(
-    messages: Sequence[Any], tools: str | None, options: Mapping[str, Any], guard: TextGuard
+    messages: Sequence[Any],
+    tools: str | None,
+    options: Mapping[str, Any],
+    guard: TextGuard,
+    kinds: Set[str] | None = None,
 ) -> TemplateInput:
     """Check everything and bring it into the template's form.
 
     Args:
+        kinds: of media that the model and its template take (``image``, ``video``, ``audio``); ``None``: text alone,
+            and the template wants it as one string a message.
         messages: in the v1 form.
         tools: JSON text of a list of tools, or of a single one.
         options: further variables of the template (``enable_thinking``, ...).
@@ -46,7 +60,7 @@ def template_input(
     if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence) or not messages:
         raise RenderError("There are no messages to render; give a list with at least one message.")
     return TemplateInput(
-        [_template_message(message, number, guard) for number, message in enumerate(messages, 1)],
+        [_template_message(message, number, guard, kinds) for number, message in enumerate(messages, 1)],
         _template_tools(tools, guard),
         {name: _guarded_json(value, f"option {name!r}", guard) for name, value in options.items()},
     )
@@ -69,15 +83,16 @@ def _v1_message(message: Mapping[str, Any]) -> Message:
     return {"role": message["role"], "content": content}
 
 
-def _template_message(message: Any, number: int, guard: TextGuard) -> dict[str, Any]:
-    role, blocks = _checked_message(message, number)
+def _template_message(message: Any, number: int, guard: TextGuard, kinds: Set[str] | None) -> dict[str, Any]:
+    role, blocks = _checked_message(message, number, kinds)
     place = f"message {number} ({role})"
 
     def joined(kind: str) -> str:
         # Joined first: a special token could otherwise be cut in two by a block's end.
         return guard.message_text(place, "".join(block["value"] for block in blocks if block["type"] == kind))
 
-    converted: dict[str, Any] = {"role": role, "content": joined("text")}
+    content: Any = joined("text") if kinds is None else _parts(place, blocks, guard)
+    converted: dict[str, Any] = {"role": role, "content": content}
     if reasoning := joined("reasoning"):
         converted["reasoning_content"] = reasoning
     if calls := [block["value"] for block in blocks if block["type"] == "tool_call"]:
@@ -85,7 +100,19 @@ def _template_message(message: Any, number: int, guard: TextGuard) -> dict[str, 
     return converted
 
 
-def _checked_message(message: Any, number: int) -> tuple[str, list[Mapping[str, str]]]:
+def _parts(place: str, blocks: Sequence[Mapping[str, str]], guard: TextGuard) -> list[dict[str, str]]:
+    """Texts and media in their order, texts that follow one another joined."""
+    shown = [block for block in blocks if block["type"] == "text" or block["type"] in KIND_OF]
+    parts: list[dict[str, str]] = []
+    for kind, group in itertools.groupby(shown, key=lambda block: block["type"]):
+        if kind == "text":
+            parts.append({"type": "text", "text": guard.message_text(place, "".join(b["value"] for b in group))})
+        else:
+            parts += [{"type": KIND_OF[kind]} for _ in group]
+    return parts
+
+
+def _checked_message(message: Any, number: int, kinds: Set[str] | None) -> tuple[str, list[Mapping[str, str]]]:
     if not isinstance(message, Mapping):
         raise RenderError(f"Message {number} is not an object with a role and content, but {_short(message)}.")
     role, content = message.get("role"), message.get("content")
@@ -94,19 +121,20 @@ def _checked_message(message: Any, number: int) -> tuple[str, list[Mapping[str, 
     if not isinstance(content, Sequence) or isinstance(content, str):
         raise RenderError(f"The content of message {number} ({role}) must be a list of blocks, not {_short(content)}.")
     for block in content:
-        _check_block(block, f"message {number} ({role})")
+        _check_block(block, f"message {number} ({role})", kinds)
     return role, list(content)
 
 
-def _check_block(block: Any, place: str) -> None:
+def _check_block(block: Any, place: str, kinds: Set[str] | None) -> None:
     kind = block.get("type") if isinstance(block, Mapping) else None
     if kind not in CONTENT_TYPES or not isinstance(block.get("value"), str):
         known = ", ".join(CONTENT_TYPES)
         raise RenderError(
             f"A content block of {place} must have a type ({known}) and a string value; this one is {_short(block)}."
         )
-    if kind in MEDIA_TYPES:
-        raise RenderError(f"There is a block of type {kind} in {place}, but this model takes text only; leave it out.")
+    if kind in KIND_OF and KIND_OF[kind] not in (kinds or ()):
+        takes = f"text and {', '.join(sorted(kinds))}, nothing else" if kinds else "text only"
+        raise RenderError(f"There is a block of type {kind} in {place}, but this model takes {takes}; leave it out.")
 
 
 def _template_call(value: str, place: str, guard: TextGuard) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from typing import Any
 
 from samplerpool.errors import RenderError
 from samplerpool.rendering.answers import AnswerParser
-from samplerpool.rendering.conversion import TemplateInput, template_input
+from samplerpool.rendering.conversion import KIND_OF, TemplateInput, template_input
 from samplerpool.rendering.escaping import Neutralizer
 from samplerpool.rendering.guard import Isolate, Neutralize
+from samplerpool.rendering.media import MediaBlock, MediaInputs, MediaProcessor, media_kinds
 from samplerpool.rendering.model_inputs import generation_input, last_turn, sample_input, training_input
 from samplerpool.rendering.plugin_calls import call_plugin
 from samplerpool.rendering.plugins import RenderingPlugin, rendering_plugin
@@ -48,7 +49,8 @@ class Renderer:
     the tokenizer's, ChatML.
 
     Args:
-        processor: a transformers tokenizer, or a processor that has one.
+        processor: a transformers tokenizer, or a processor that has one. A processor for images, videos or sounds
+            takes blocks of these too, if the chat template has a place for them.
         template: a rendering plugin, or the name of one (``chatml``, ``qwen3``, ``qwen3_nothink``, a registered or
             installed one, ``module:attribute``).
         custom_chat_template: Jinja text, or a path to it.
@@ -76,8 +78,10 @@ class Renderer:
         codec.eos_token_ids |= frozenset() if turn_end is None else {turn_end}
         self.codec = codec
         # Markers are structure to the model even where the tokenizer does not know them as special tokens.
-        self._neutralizer = Neutralizer(codec.special_tokens | set(self._plugin.markers))
         self._template = None if choice.template is None else ChatTemplate(tokenizer, choice.template)
+        self._media = MediaProcessor(processor) if self._takes_media() else None
+        placeholders = self._media.placeholders() if self._media else frozenset()
+        self._neutralizer = Neutralizer(codec.special_tokens | set(self._plugin.markers) | placeholders)
         self._parser = AnswerParser(self._plugin, tokenizer, codec)
 
     def prompt_ids(
@@ -99,7 +103,41 @@ class Renderer:
         options = options or {}
         if not self._plugin.thinking and options.get("enable_thinking"):
             raise RenderError("This template has no thinking to enable; leave enable_thinking out.")
-        return tuple(self._rendered(messages, tools, options, is_generate=True)[0]["input_ids"])
+        made, safe = self._rendered(messages, tools, options, is_generate=True)
+        _refuse_media(safe)
+        return tuple(made["input_ids"])
+
+    @property
+    def media_kinds(self) -> frozenset[str]:
+        """The kinds of media that prompts may have: ``image``, ``video``, ``audio``; none for a text model."""
+        return self._media.kinds if self._media else frozenset()
+
+    def media_prompt(
+        self, messages: Sequence[Message], tools: str | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[tuple[int, ...], MediaInputs]:
+        """As ``prompt_ids``, for messages with images, videos or sounds.
+
+        Args:
+            messages: in the v1 form, their media as ``data:`` URLs.
+            tools, options: see ``prompt_ids``.
+
+        Returns:
+            Token ids, with as many placeholders as the media take, and what else the model gets.
+
+        Raises:
+            RenderError: also for media that the model does not take or that cannot be decoded, and for a template that
+                writes more or fewer placeholders than there are media.
+        """
+        _, safe = self._rendered(messages, tools, options or {}, is_generate=True)
+        if self._media is None or self._template is None:
+            raise RenderError("This model, or its chat template, takes text only.")
+        blocks = [
+            MediaBlock(KIND_OF[block["type"]], f"message {number} ({message['role']})", block["value"])
+            for number, message in enumerate(messages, 1)
+            for block in message["content"]
+            if block["type"] in KIND_OF
+        ]
+        return self._media.prompt(self._template.text(safe, generate=True), blocks)
 
     def render_messages(
         self, messages: Sequence[Message], tools: str | None = None, is_generate: bool = False, **options: Any
@@ -116,7 +154,8 @@ class Renderer:
                 it says whether the last message has reasoning.
 
         Returns:
-            ``input_ids``, ``attention_mask``, ``labels``, ``loss_weights`` (see ``ModelInput``).
+            ``input_ids``, ``attention_mask``, ``labels``, ``loss_weights`` (see ``ModelInput``). Images, videos and
+            sounds have no place in it; ``media_prompt`` renders them.
 
         Raises:
             RenderError: says which message (counted from 1) is wrong, and how; for training also if the tokens of the
@@ -128,10 +167,11 @@ class Renderer:
         if self._plugin.thinking:
             options["enable_thinking"] = has_reasoning
         made, safe = self._rendered(messages, tools, options, is_generate=False)
+        _refuse_media(safe)
         if self._template is None:
             return made
         before = TemplateInput(safe.messages[:-1], safe.tools, safe.options)
-        prompt = self.codec.encode(self._template.text(before, generate=True))
+        prompt = self._token_ids(self._template.text(before, generate=True))
         return training_input(prompt, made["input_ids"], weight)
 
     def process_samples(self, samples: Iterable[Sample]) -> list[ModelInput]:
@@ -179,21 +219,29 @@ class Renderer:
         if taken := RESERVED_OPTIONS.intersection(options):
             raise RenderError(f"The template option {sorted(taken)[0]!r} cannot be set; the renderer decides it.")
         guard = Neutralize(self._neutralizer)
-        safe = template_input(messages, tools, options, guard)
+        kinds = self._media.kinds if self._media else None
+        safe = template_input(messages, tools, options, guard, kinds)
         made = self._made(safe, is_generate)
         ids = made["input_ids"]
         if not ids:
             raise RenderError("The chat template made an empty prompt of these messages.")
         self._verify_each(guard)
         if guard.may_join:
-            isolated = template_input(messages, tools, options, Isolate(self._neutralizer))
+            isolated = template_input(messages, tools, options, Isolate(self._neutralizer), kinds)
             self._verify_boundaries(ids, self._made(isolated, is_generate)["input_ids"])
         return made, safe
 
     def _made(self, safe: TemplateInput, is_generate: bool) -> ModelInput:
         if self._template is None:
             return call_plugin(self._plugin, self.processor, safe, is_generate=is_generate)
-        return generation_input(self.codec.encode(self._template.text(safe, generate=is_generate)))
+        return generation_input(self._token_ids(self._template.text(safe, generate=is_generate)))
+
+    def _token_ids(self, text: str) -> list[int]:
+        return self._media.token_ids(text) if self._media else self.codec.encode(text)
+
+    def _takes_media(self) -> bool:
+        has_some = bool(media_kinds(self.processor)) and hasattr(self.processor, "tokenizer")
+        return has_some and self._template is not None and self._template.takes_parts()
 
     def _verify_each(self, guard: Neutralize) -> None:
         """No text of the user's, taken alone, holds a special token (a tokenizer's normalizer may restore one)."""
@@ -212,3 +260,14 @@ class Renderer:
 
     def _special_sequence(self, ids: Sequence[int]) -> list[int]:
         return [token_id for token_id in ids if token_id in self.codec.special_ids]
+
+
+def _refuse_media(safe: TemplateInput) -> None:
+    """For the forms that are token ids alone."""
+    for number, message in enumerate(safe.messages, 1):
+        content = message["content"]
+        if isinstance(content, list) and any(part["type"] != "text" for part in content):
+            raise RenderError(
+                f"Message {number} has media, which token ids alone cannot hold; sample from it with generate or "
+                "batch_infer, or use media_prompt."
+            )

@@ -87,6 +87,17 @@ class ChatTemplate:
         except Exception as error:  # a template is foreign code and may raise anything
             raise RenderError(f"The chat template refused these messages: {one_line(error)}") from error
 
+    def takes_parts(self) -> bool:
+        """Whether it looks into a ``content`` that is a list of parts, as those with media are, or writes that list
+        down as it stands, or refuses it."""
+        word = "samplerpool"
+        probe = TemplateInput([{"role": "user", "content": [{"type": "text", "text": word}]}], None, {})
+        try:
+            text = self.text(probe, generate=True)
+        except RenderError:
+            return False
+        return word in text and "'text'" not in text and '"text"' not in text
+
     def _text_for(self, *, tools: bool) -> str:
         """The one text to render with; among several, the one made for tools if there are any."""
         if isinstance(self._template, str):
