@@ -32,6 +32,10 @@ class LetterRenderer:
         return tuple(self.codec.encode("".join(block["value"] for m in messages for block in m["content"])))
 
     needs_special_tokens = False
+    media_kinds: frozenset[str] = frozenset()
+
+    def media_prompt(self, *_: Any) -> Any:
+        raise AssertionError("there are no media")
 
     def parse_message(self, text: str, prompt_ids: Sequence[int]) -> Message:
         return {"role": "assistant", "content": [{"type": "text", "value": text}]}

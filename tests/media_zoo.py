@@ -24,7 +24,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from samplerpool.model.processors import _without_videos
+from samplerpool.model.processors import without_videos
 from tests.tiny_tokenizer import tiny_tokenizer
 
 IMAGE, VIDEO, AUDIO = "<|image_pad|>", "<|video_pad|>", "<|AUDIO|>"
@@ -75,7 +75,7 @@ def _qwen2_5_vl(tokenizer: Any, numbers: dict[str, int], text: dict[str, Any]) -
 
     images = Qwen2VLImageProcessorPil(patch_size=4, min_pixels=64, max_pixels=4096, merge_size=2, temporal_patch_size=2)
     chat = template(image=f"<|vision_start|>{IMAGE}<|vision_end|>", video=f"<|vision_start|>{VIDEO}<|vision_end|>")
-    processor = _without_videos(Qwen2_5_VLProcessor)(images, tokenizer, chat_template=chat)
+    processor = without_videos(Qwen2_5_VLProcessor)(images, tokenizer, chat_template=chat)
     config = AutoConfig.for_model(
         "qwen2_5_vl",
         text_config={

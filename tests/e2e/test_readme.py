@@ -53,6 +53,7 @@ def folder(tmp_path: Path) -> Path:
     turns = [{"from": "human", "value": "Hi."}, {"from": "gpt", "value": "Hello."}]
     (tmp_path / "chats.jsonl").write_text(json.dumps({"conversations": turns * 2}) + "\n")
     (tmp_path / "info.yaml").write_text("some: {path: alpaca.json}\nchats: {path: chats.jsonl, converter: sharegpt}\n")
+    (tmp_path / "cat.png").write_bytes(b"a picture, which clients only read")
     (tmp_path / "config.yaml").write_text("model: path-or-hub-id\nmax_new_tokens: 3\n")
     return tmp_path
 

@@ -23,7 +23,7 @@ from samplerpool.errors import InvalidParameter, StartFailed
 from tests.engine_contract import drive, params
 from tests.model_zoo import ZOO, build, prompt_of, reference_greedy
 
-RENDERER: Any = SimpleNamespace(codec=SimpleNamespace(eos_token_ids=frozenset({2})))
+RENDERER: Any = SimpleNamespace(codec=SimpleNamespace(eos_token_ids=frozenset({2})), media_kinds=frozenset())
 
 
 @pytest.fixture

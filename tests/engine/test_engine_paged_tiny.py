@@ -236,6 +236,7 @@ class _Renderer:
     """As much of a renderer as building an engine takes."""
 
     codec: Any = SimpleNamespace(eos_token_ids=frozenset({2}))
+    media_kinds: frozenset[str] = frozenset()
 
 
 def test_the_factory_builds_it_by_name() -> None:

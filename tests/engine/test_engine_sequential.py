@@ -104,8 +104,8 @@ def test_answers_are_those_of_generate(name: str, monkeypatch: pytest.MonkeyPatc
     seen: dict[tuple[int, ...], list[Tensor]] = {}
 
     class Recorder(sequential.Decoding):
-        def __init__(self, a_model: Any, token_ids: list[int], max_length: int) -> None:
-            super().__init__(a_model, token_ids, max_length)
+        def __init__(self, a_model: Any, token_ids: list[int], *more: Any) -> None:
+            super().__init__(a_model, token_ids, *more)
             self.key = tuple(token_ids)
 
         def next_logits(self) -> Tensor:

@@ -37,8 +37,8 @@ def view(index: int = 0, *, up: bool = True, coming: bool = False, incarnation: 
 class Driver:
     """Plays the workers to a continued answer."""
 
-    def __init__(self, **params: Any) -> None:
-        self.answer = ContinuedAnswer(PROMPT, params)
+    def __init__(self, asked: ChatPrompt = PROMPT, **params: Any) -> None:
+        self.answer = ContinuedAnswer(asked, params)
         self.call: Call
 
     def begin(self, worker: int = 0) -> tuple[Any, dict[str, Any]]:
@@ -82,6 +82,17 @@ def test_another_worker_goes_on_behind_the_tokens_with_the_seed_that_was_drawn()
     answer = driver.answer
     assert (answer.text, answer.token_ids, answer.logprobs) == ("aéb", [3, 4, 5], entries)
     assert (answer.completion_tokens, answer.seed, answer.worker, answer.calls) == (3, 5, 1, 2)
+
+
+def test_images_go_along_with_the_tokens_which_do_not_hold_them() -> None:
+    image: Any = [{"role": "user", "content": [{"type": "image_url", "value": "data:,x"}]}]
+    prompt = ChatPrompt(image, "[]", {"style": "x"})
+    driver = Driver(prompt, seed=3)
+    driver.begin()
+    driver.call.feed(Accepted(0, [1, 2], 3))
+    driver.call.feed(Tokens(0, 0, [3], "a"))
+    driver.die(WorkerDied("gone"))
+    assert driver.begin() == (TokenPrompt([1, 2], [3], 1, prompt), {"seed": 3})
 
 
 def test_what_was_not_accepted_is_sent_as_it_was() -> None:

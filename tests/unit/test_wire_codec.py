@@ -45,6 +45,7 @@ REQUESTS = [
         1, "abc", ChatPrompt(MESSAGES, '[{"name": "f"}]', {"enable_thinking": False}), {"top_k": 3}, 1, False, True
     ),
     Generate(2, "abc", TokenPrompt([1, 2], [3], 4), {}),
+    Generate(3, "abc", TokenPrompt([1, 2], [3], 4, ChatPrompt(MESSAGES, None, {"style": "x"})), {}),
     Abort(2),
     Ping(7),
     Describe(8),
@@ -94,6 +95,13 @@ def test_one_malformed_entry_leaves_the_others_alone() -> None:
     assert (first, fifth) == (Abort(5), Ping(8))
     assert [type(m) for m in (second, third, fourth)] == [Malformed] * 3
     assert [m.request_id for m in (second, third, fourth)] == [0, 6, 7]
+
+
+@pytest.mark.parametrize("prompt", [[0, [], None, {}, []], [1, [1], [], 0, [1, [1], [], 0]], [1, [1], [], 0, {}], [1]])
+def test_media_of_a_continuation_are_messages_and_nothing_else(prompt: list[Any]) -> None:
+    (message,) = decode_requests(msgpack.packb((PROTOCOL_VERSION, [[1, 5, "i", prompt, {}, 0, True, False]])))
+    assert isinstance(message, Malformed)
+    assert message.request_id == 5
 
 
 def nested(depth: int) -> Any:

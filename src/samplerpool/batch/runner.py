@@ -32,9 +32,10 @@ from samplerpool.batch.tally import BatchSummary, Progress, Tally, WorkerTally
 from samplerpool.client.connection import Call, PoolConnection, WorkerView
 from samplerpool.config.sampling import sampling_params
 from samplerpool.data.answers import Answer, RowResult, output_row
+from samplerpool.data.media import with_media_read
 from samplerpool.data.rows import Row, rows_from_dataset
-from samplerpool.errors import BatchError, SamplerPoolError
-from samplerpool.types import Dataset, FinishReason, Sample
+from samplerpool.errors import BatchError, RenderError, SamplerPoolError
+from samplerpool.types import Dataset, FinishReason, Message, Sample
 from samplerpool.wire.messages import ChatPrompt
 
 READ_AT_ONCE = 256
@@ -76,6 +77,7 @@ def run_batch(
     on_progress: Callable[[Progress], None] | None = None,
     stop: StopSwitch | None = None,
     total: int | None = None,
+    fetch_media: bool = False,
 ) -> BatchSummary:
     """Answer rows with all workers of a pool.
 
@@ -87,6 +89,7 @@ def run_batch(
         on_progress: called a few times a second.
         stop: ends the run early.
         total: how many rows there will be, for the progress's time left.
+        fetch_media: get images, videos and sounds from ``http(s):`` URLs, too.
 
     Raises:
         InvalidParameter: among ``params``.
@@ -100,17 +103,20 @@ def run_batch(
         run_seed = secrets.randbelow(2**32) if seed is None else seed
     state = BatchState(run_seed, samples)
     tally = Tally(time.monotonic(), None if total is None else total * samples)
-    run = _Run(connection, iter(rows), given, state, tally, on_result, on_progress, stop or StopSwitch())
+    run = _Run(connection, iter(rows), given, state, tally, on_result, on_progress, stop or StopSwitch(), fetch_media)
     complete = run.go()
     return tally.summary(time.monotonic(), run_seed, complete=complete)
 
 
-def infer(connection: PoolConnection, dataset: Dataset | str | Path, params: Mapping[str, Any]) -> list[Sample]:
+def infer(
+    connection: PoolConnection, dataset: Dataset | str | Path, params: Mapping[str, Any], *, fetch_media: bool = False
+) -> list[Sample]:
     """Answer a data set; ``SyncSampler.batch_infer`` and ``BaseSampler``'s form of samples.
 
     Args:
         dataset: anything that ``rows_from_dataset`` takes.
         params: sampling parameters.
+        fetch_media: see ``run_batch``.
 
     Returns:
         One sample an answer, ordered by (row, sample), in the form of the output rows. A row that could not be
@@ -126,6 +132,7 @@ def infer(connection: PoolConnection, dataset: Dataset | str | Path, params: Map
         rows_from_dataset(dataset),
         params=params,
         on_result=lambda result: samples.append(cast(Sample, output_row(result, count))),
+        fetch_media=fetch_media,
     )
     return samples
 
@@ -143,6 +150,7 @@ class _Run:
         on_result: Callable[[RowResult], None],
         on_progress: Callable[[Progress], None] | None,
         stop: StopSwitch,
+        fetch_media: bool,
     ) -> None:
         self._connection = connection
         self._rows = rows
@@ -152,6 +160,7 @@ class _Run:
         self._on_result = on_result
         self._on_progress = on_progress
         self._stop = stop
+        self._fetch_media = fetch_media
         self._stop_seen = 0
         self._ended: SimpleQueue[Call] = SimpleQueue()
         self._live: dict[Call, Job] = {}
@@ -286,8 +295,14 @@ class _Run:
         calls: list[Call] = []
         for job in jobs:
             row = job.slot.row
+            messages: Sequence[Message] = row.messages
+            unreadable: RenderError | None = None
+            try:  # not sooner: these rows are large, and few of them run at a time
+                messages = with_media_read(messages, folder=row.folder, fetch=self._fetch_media)
+            except RenderError as error:
+                unreadable = error
             call = Call(
-                ChatPrompt(row.messages, row.tools),
+                ChatPrompt(messages, row.tools),
                 {**self._params, "seed": job.seed},
                 priority=BATCH_PRIORITY,
                 stream=False,
@@ -295,7 +310,12 @@ class _Run:
                 on_update=self._ended.put,
             )
             self._live[call] = job
-            calls.append(call)
+            if unreadable is None:
+                calls.append(call)
+            else:
+                call.worker = worker
+                call.fail(unreadable)
+                self._ended.put(call)
         self._connection.submit(worker, calls)
 
     def _abort_what_runs(self) -> None:

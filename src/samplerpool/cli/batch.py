@@ -53,6 +53,7 @@ class Job:
     limit: int | None
     stop_on_error: bool
     system: str | None
+    fetch_media: bool
     sampling: dict[str, Any]
 
     @property
@@ -81,6 +82,7 @@ class Job:
     default="row",
     help="A row that fails becomes an error row, or stops the batch.",
 )
+@click.option("--fetch-media", is_flag=True, help="Get images, videos and sounds from http(s) URLs, too, from here.")
 @click.option("--system", metavar="TEXT", help="System turn for the rows that have none.")
 @sampling_options
 @model_options
@@ -98,6 +100,7 @@ def command(
     limit: int | None,
     on_error: str,
     system: str | None,
+    fetch_media: bool,
     sampling: dict[str, Any],
     **model_settings: Any,
 ) -> int:
@@ -115,7 +118,7 @@ def command(
     """
     _check_choice(pool, connect, model)
     check_unheard(context, model_settings if model is None else ())
-    job = Job(source, converter, output, overwrite, limit, on_error == "stop", system, sampling)
+    job = Job(source, converter, output, overwrite, limit, on_error == "stop", system, fetch_media, sampling)
     with _data(job) as data, _output(job, data) as file:
         with _connected(pool, connect, model, model_settings) as connection:
             summary = _run(job, data, file, connection)
@@ -204,6 +207,7 @@ def _run(job: Job, data: DataCollection, output: OutputFile, connection: PoolCon
             on_progress=progress.update,
             stop=stop,
             total=total,
+            fetch_media=job.fetch_media,
         )
 
 

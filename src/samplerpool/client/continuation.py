@@ -11,6 +11,7 @@ from typing import Any
 
 from samplerpool.client.response import Call
 from samplerpool.client.routing import WorkerView
+from samplerpool.data.media import has_media
 from samplerpool.errors import (
     EngineBroken,
     QueueFull,
@@ -96,7 +97,9 @@ class ContinuedAnswer:
         """What to send now, and with which parameters."""
         if not self.prompt_ids:
             return self.prompt, self.params
-        return TokenPrompt(self.prompt_ids, self.token_ids, len(self.text)), {**self.params, "seed": self.seed}
+        media = self.prompt if has_media(self.prompt.messages) else None
+        continued = TokenPrompt(self.prompt_ids, self.token_ids, len(self.text), media)
+        return continued, {**self.params, "seed": self.seed}
 
     def begun(self, call: Call) -> None:
         """It was sent; what comes is to be found in this call."""

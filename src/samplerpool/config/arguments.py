@@ -68,6 +68,7 @@ class DataArguments:
             answered if both are given, training data first.
         converter: from rows to conversations, by name; ``None``: chosen by each row's columns.
         output: path of a new JSONL file for the answered rows; ``None`` means standard output.
+        fetch_media: get images, videos and sounds of the rows from ``http(s):`` URLs, too.
 
     Raises:
         InvalidParameter: one error that names every keyword and value that cannot be.
@@ -77,6 +78,7 @@ class DataArguments:
     eval_dataset: str | None = setting(None, "Another one, answered behind it.")
     converter: str | None = setting(None, "How rows become conversations; default: by each row's columns.")
     output: str | None = setting(None, "New JSONL file for the answered rows; default: standard output.")
+    fetch_media: bool = setting(False, "Get images, videos and sounds of the rows from http(s) URLs, too.")
 
 
 @checked_group(ALIASES)

@@ -145,6 +145,8 @@ class _Member:
         self._converter: Converter = AutoConverter(note, info.path) if auto else get_converter(info.converter)
         self._records = open_source(info.path, source=info.source, split=info.split, streaming=info.streaming)
         self._entry_ends: array[int] | None = None
+        path = Path(info.path).expanduser()
+        self._folder = str(path if path.is_dir() else path.parent)
 
     @property
     def paths(self) -> Sequence[Path]:
@@ -193,7 +195,7 @@ class _Member:
             columns = {**columns, "_dataset_name": self._info.name}
         if entry.sample is None:
             return Row(index, columns, error=entry.error)
-        return row_of(entry.sample, index, entry.record.place, columns)
+        return row_of(entry.sample, index, entry.record.place, columns, self._folder)
 
     def _entries(self, record: Record) -> list[Entry]:
         """What a record gives: one entry, or in the form for training one for each turn that is learned from."""

@@ -28,6 +28,7 @@ class Row:
         tools: JSON text.
         reference: the assistant turn that the row ended with; the model never sees it.
         error: why it cannot be answered.
+        folder: where relative paths of its images, videos and sounds begin; else in the working directory.
     """
 
     index: int
@@ -36,6 +37,7 @@ class Row:
     tools: str | None = None
     reference: Message | None = None
     error: SamplerPoolError | None = None
+    folder: str = field(default="", compare=False)
 
 
 _AUTO = AutoConverter()
@@ -59,17 +61,18 @@ def row_from(value: object, index: int, place: str, converter: Converter = _AUTO
     return row_of(sample, index, place, columns)
 
 
-def row_of(sample: Sample, index: int, place: str, columns: dict[str, Any]) -> Row:
+def row_of(sample: Sample, index: int, place: str, columns: dict[str, Any], folder: str = "") -> Row:
     """A row out of a sample in the v1 form.
 
     Args:
         columns: for the output.
+        folder: of the file that it stands in.
     """
     try:
         messages, reference = to_answer(sample)
     except (BadRow, RenderError) as error:
         return Row(index, columns, error=at_place(error, place))
-    return Row(index, columns, messages, sample.get("tools"), reference)
+    return Row(index, columns, messages, sample.get("tools"), reference, folder=folder)
 
 
 def rows_from_dataset(dataset: Dataset | str | Path) -> Iterator[Row]:

@@ -7,7 +7,7 @@ wanted. Text (detokenizing, stop strings) is made above it, in ``engine/loop.py`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,6 +22,13 @@ RequestId = tuple[int, int]
 """(client number, the client's own request number): unique in a worker."""
 
 
+class Media(Protocol):
+    """The images, videos and sounds of a prompt (see ``rendering.media``)."""
+
+    def tensors(self) -> Mapping[str, Any]:
+        """Tensors on the CPU, by the names of the model's arguments. May take a while."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
     """One request as an engine takes it.
@@ -33,6 +40,7 @@ class EngineRequest:
         priority: ``INTERACTIVE`` or ``BATCH``.
         generated_ids: tokens generated already (a continuation); they count towards ``max_new_tokens`` and the
             position of the noise, and are not returned again.
+        media: what the placeholders among the prompt's tokens stand for.
     """
 
     request_id: RequestId
@@ -40,6 +48,7 @@ class EngineRequest:
     params: SamplingParams
     priority: int = INTERACTIVE
     generated_ids: tuple[int, ...] = ()
+    media: Media | None = None
 
 
 @dataclass(slots=True)
@@ -86,6 +95,8 @@ class Engine(Protocol):
     """Most requests that it works on at a time."""
     supported: frozenset[str]
     """Names of the sampling parameters that it honours."""
+    takes_media: bool
+    """Whether prompts may have images, videos and sounds."""
 
     @property
     def steps(self) -> int:
@@ -151,6 +162,19 @@ class PromptRenderer(Protocol):
             RenderError
         """
 
+    @property
+    def media_kinds(self) -> Set[str]:
+        """The kinds of media that prompts may have: ``image``, ``video``, ``audio``."""
+
+    def media_prompt(
+        self, messages: Sequence[Message], tools: str | None, options: Mapping[str, Any]
+    ) -> tuple[tuple[int, ...], Media]:
+        """As ``prompt_ids``, for messages with media; called only where ``media_kinds`` has some.
+
+        Raises:
+            RenderError
+        """
+
     def parse_message(self, text: str, prompt_ids: Sequence[int]) -> Message:
         """The assistant's turn in the v1 form. Never loses text."""
 
@@ -183,8 +207,13 @@ def check_prompt(engine: Engine, request: EngineRequest) -> None:
 
     Raises:
         PromptTooLong: with ``prompt_tokens`` and ``limit``.
-        RenderError: no tokens, or an id that the model does not have.
+        RenderError: no tokens, an id that the model does not have, or media for an engine that takes none.
     """
+    if request.media is not None and not engine.takes_media:
+        raise RenderError(
+            f"The {engine.name} engine takes text only; leave images, videos and sounds out, or launch with "
+            "--engine auto, which picks one for them."
+        )
     largest = max((*request.prompt_ids, *request.generated_ids), default=-1)
     if not request.prompt_ids or largest >= engine.vocab_size:
         what = f"token id {largest}, and the model has {engine.vocab_size:,}" if request.prompt_ids else "no tokens"

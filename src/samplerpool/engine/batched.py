@@ -60,6 +60,7 @@ class BatchedEngine(ABC):
 
     name: str
     supported = frozenset(PARAMS)
+    takes_media = False
 
     _arena: Arena
 

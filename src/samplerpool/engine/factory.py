@@ -1,6 +1,7 @@
 """Which engine a worker runs. Light to import: an engine's module is imported when it is built.
 
-``auto`` takes the best one that computes what the model computes: on CUDA the paged engine; else, or where that cannot
+``auto`` takes the best one that computes what the model computes: the sequential one for a model that takes images,
+videos or sounds, as only that hands them on; on CUDA the paged engine; else, or where that cannot
 run the model, the dense one; the padded one, which ``dense`` means too, for models with an attention of their own; for
 models that cannot be batched the sequential one, with a warning. Flags say which engine is tried, and a probe whether
 its answers are right (``engine/probe.py``).
@@ -42,6 +43,7 @@ class Picked:
         self.max_batch = engine.max_batch
         self.vocab_size = engine.vocab_size
         self.supported = engine.supported
+        self.takes_media = engine.takes_media
 
     def check(self, request: EngineRequest) -> None:
         """As the engine does."""
@@ -104,7 +106,7 @@ def build_engine(
         return ScriptedEngine(config)
     if model is None or renderer is None:
         raise InvalidParameter(f"The engine {config.engine!r} needs a model; only the scripted one runs without.")
-    choice = _Choice(config, model, renderer.codec.eos_token_ids, on_progress or (lambda _: None))
+    choice = _Choice(config, model, renderer, on_progress or (lambda _: None))
     engine = choice.automatic() if config.engine == "auto" else choice.asked_for(config.engine)
     from samplerpool.engine.openmp import release_threads
 
@@ -115,12 +117,13 @@ def build_engine(
 class _Choice:
     """One model, and the engines that may run it."""
 
-    def __init__(self, config: EngineConfig, model: Any, eos_token_ids: frozenset[int], progress: Progress) -> None:
+    def __init__(self, config: EngineConfig, model: Any, renderer: PromptRenderer, progress: Progress) -> None:
         from samplerpool.engine.probe import plain_answers
 
         self._config = config
         self._model = model
-        self._eos_token_ids = eos_token_ids
+        self._eos_token_ids = renderer.codec.eos_token_ids
+        self._media_kinds = renderer.media_kinds
         self._progress = progress
         self._length = model_length(config, model)
         self._attention = getattr(model.config, "_attn_implementation", None)
@@ -140,6 +143,8 @@ class _Choice:
         """The best engine that computes what the model computes."""
         from samplerpool.engine.probe import choose_method
 
+        if self._media_kinds:
+            return self._sequential(f"the model takes {', '.join(sorted(self._media_kinds))} blocks")
         method = choose_method(self._model, self._length)
         length = self._length
         if method.name == "sequential" and method.longest is not None and self._config.max_model_len is None:

@@ -121,6 +121,7 @@ class PagedEngine:
         self.vocab_size = model.config.get_text_config().vocab_size
         self._eos_token_ids = eos_token_ids
         self.max_model_len = min(max_model_len, self._manager.longest_request)
+        self.takes_media = False
         self.supported = frozenset(PARAMS) - (frozenset() if on_host else ONLY_ON_HOST)
         self._keys = map("r{}".format, itertools.count())
         self._live: dict[RequestId, _Live] = {}

@@ -28,7 +28,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from samplerpool.config.arguments import EngineConfig
 from samplerpool.config.sampling import PARAMS
@@ -103,6 +103,11 @@ class ScriptedRenderer:
         return f"<{message['role']}>" + "".join(block["value"] for block in message["content"]) + "\n"
 
     needs_special_tokens = False
+    media_kinds: frozenset[str] = frozenset()
+
+    def media_prompt(self, messages: Sequence[Message], tools: str | None, options: Mapping[str, Any]) -> NoReturn:
+        """Refused, as in ``prompt_ids``."""
+        raise RenderError("The scripted engine takes text only.")
 
     def parse_message(self, text: str, prompt_ids: Sequence[int] = ()) -> Message:
         """The whole text as one block."""
@@ -194,6 +199,7 @@ class ScriptedEngine:
     name = "scripted"
     vocab_size = END_OF_SEQUENCE + 1
     supported = frozenset(PARAMS) - UNSUPPORTED
+    takes_media = False
 
     def __init__(self, config: EngineConfig) -> None:
         unknown = sorted(set(config.options) - set(_OPTIONS))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -36,13 +37,18 @@ PLACES = 4
 
 
 class RotaryState:
-    """Frequencies that a model's rotary embedding changes as sequences grow (dynamic, longrope): kept for each row.
+    """What a model notes in its modules about the sequence that it computes: kept for each row.
 
-    transformers keeps them in the module; a row would else be computed with the frequencies of another, longer one.
+    Frequencies that a rotary embedding changes as sequences grow (dynamic, longrope), and how far the places of an
+    image shift the positions of the text behind it. A row would else be computed with what belongs to another one.
     """
 
     def __init__(self, model: Any) -> None:
-        self._modules = [module for module in model.modules() if _changes(getattr(module, "rope_type", None))]
+        self._modules = [
+            module
+            for module in model.modules()
+            if hasattr(module, "rope_deltas") or _changes(getattr(module, "rope_type", None))
+        ]
         self._fresh = self.read()
 
     def read(self) -> list[dict[str, Any]]:
@@ -51,7 +57,7 @@ class RotaryState:
             {
                 name: value.clone() if isinstance(value, Tensor) else value
                 for name, value in {**vars(module), **dict(module.named_buffers(recurse=False))}.items()
-                if name.endswith(("inv_freq", "max_seq_len_cached", "attention_scaling"))
+                if name.endswith(("inv_freq", "max_seq_len_cached", "attention_scaling", "rope_deltas"))
             }
             for module in self._modules
         ]
@@ -75,18 +81,21 @@ class Decoding:
         model: a causal language model of transformers.
         token_ids: of the prompt, and of what was generated already.
         max_length: longest that the sequence will become.
+        media: what the model gets of the prompt's images, videos and sounds, by the names of its arguments.
     """
 
-    def __init__(self, model: Any, token_ids: list[int], max_length: int) -> None:
+    def __init__(
+        self, model: Any, token_ids: list[int], max_length: int, media: Mapping[str, Any] | None = None
+    ) -> None:
         from transformers.generation.configuration_utils import GenerationMode
 
         self._model = model
         self._token_ids = torch.tensor([token_ids], device=model.device)
         self._started = False
-        self._kwargs: dict[str, Any] = {"use_cache": True}
+        self._kwargs: dict[str, Any] = {"use_cache": True, **_on_device(media or {}, model, len(token_ids))}
         accepted = forward_arguments(model)
-        if "position_ids" in accepted:
-            self._kwargs["position_ids"] = torch.arange(len(token_ids), device=model.device)[None]
+        if "position_ids" in accepted:  # of several dimensions where a model gives places in images their own
+            self._kwargs["position_ids"] = model._prepare_position_ids_for_generation(self._token_ids, self._kwargs)
         if "logits_to_keep" in accepted:
             self._kwargs["logits_to_keep"] = 1
         config = copy.deepcopy(model.generation_config)
@@ -105,6 +114,19 @@ class Decoding:
     def append(self, token_id: int) -> None:
         """Go on with this token."""
         self._token_ids = torch.cat((self._token_ids, self._token_ids.new_tensor([[token_id]])), dim=1)
+
+
+def _on_device(media: Mapping[str, Any], model: Any, length: int) -> dict[str, Any]:
+    """Tensors as the model wants them: in its dtype, and those with a number a token as long as the sequence, which
+    with a continuation goes on behind the prompt in plain text."""
+    placed: dict[str, Any] = {}
+    for name, value in media.items():
+        if isinstance(value, Tensor):
+            value = value.to(model.device, model.dtype if value.is_floating_point() else None)
+            if name in ("token_type_ids", "mm_token_type_ids") and value.shape[-1] < length:
+                value = torch.nn.functional.pad(value, (0, length - value.shape[-1]))
+        placed[name] = value
+    return placed
 
 
 def _layers(model: Any) -> list[Any]:
@@ -160,6 +182,7 @@ class SequentialEngine:
 
     name = "sequential"
     supported = frozenset(PARAMS)
+    takes_media = True
 
     def __init__(self, model: Any, config: EngineConfig, *, eos_token_ids: frozenset[int], max_model_len: int) -> None:
         if config.options:
@@ -236,7 +259,8 @@ class SequentialEngine:
     def _next_token(self, row: _Row) -> Sampled:
         self._switch_to(row)
         if row.decoding is None:
-            row.decoding = Decoding(self._model, row.tokens, row.longest)
+            media = row.request.media
+            row.decoding = Decoding(self._model, row.tokens, row.longest, media.tensors() if media else None)
         sampled = self._sampler.sample(row.decoding.next_logits(), [row.sampling])
         row.decoding.append(sampled.token_ids[0])
         return sampled

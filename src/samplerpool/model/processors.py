@@ -32,7 +32,7 @@ def load_processor(config: Any, path: str, progress: Callable[[str], None], **op
     try:
         if takes_videos and not is_torchvision_available():
             progress("warning: videos are not taken, because torchvision is not installed")
-            return _without_videos(processor_class).from_pretrained(path, **options)
+            return without_videos(processor_class).from_pretrained(path, **options)
         return AutoProcessor.from_pretrained(path, **options)
     except OSError:
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -48,7 +48,7 @@ def model_class(processor: Any) -> Any:
     return AutoModelForMultimodalLM if media_kinds(processor) else AutoModelForCausalLM
 
 
-def _without_videos(processor_class: Any) -> Any:
+def without_videos(processor_class: Any) -> Any:
     """The same processor, which does not ask for its part for videos (that part needs torchvision, and images do not).
 
     transformers finds a processor's parts by this method, and each is used only if it is there.

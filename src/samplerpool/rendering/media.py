@@ -46,7 +46,7 @@ class MediaBlock:
     url: str
 
 
-class _Budget:
+class Budget:
     """Bytes that are kept, of all inputs together."""
 
     def __init__(self, limit: int) -> None:
@@ -65,7 +65,7 @@ class _Budget:
             self._used -= size
 
 
-BUDGET = _Budget(MAX_KEPT_BYTES)
+BUDGET = Budget(MAX_KEPT_BYTES)
 
 
 class MediaInputs:
@@ -79,9 +79,7 @@ class MediaInputs:
         made: what it made the first time.
     """
 
-    def __init__(
-        self, make: Callable[[], Mapping[str, Any]], made: Mapping[str, Any], budget: _Budget = BUDGET
-    ) -> None:
+    def __init__(self, make: Callable[[], Mapping[str, Any]], made: Mapping[str, Any], budget: Budget = BUDGET) -> None:
         self._make = make
         self._kept: Mapping[str, Any] | None = None
         size = sum(value.nbytes for value in made.values() if hasattr(value, "nbytes"))

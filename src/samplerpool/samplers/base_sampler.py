@@ -14,11 +14,12 @@ from typing import Any, cast
 from samplerpool.config.arguments import EngineConfig, ModelArguments, SampleArguments
 from samplerpool.config.sampling import PARAMS, SamplingParams, sampling_params
 from samplerpool.data.answers import Answer, RowResult, output_row, row_seed
+from samplerpool.data.media import has_media, with_media_read
 from samplerpool.data.messages import to_v1
 from samplerpool.data.rows import Row, rows_from_dataset
 from samplerpool.engine.base import BATCH, INTERACTIVE, Engine, PromptRenderer, RequestId
 from samplerpool.engine.loop import Admitted, EngineLoop, RequestEvent, RequestOutput
-from samplerpool.errors import SamplerPoolError
+from samplerpool.errors import RenderError, SamplerPoolError
 from samplerpool.samplers.intake import Intake, Job
 from samplerpool.types import Dataset, Message, Sample, TokenLogprobs
 from samplerpool.wire.messages import ChatPrompt
@@ -29,6 +30,8 @@ LOCAL_CLIENT = 0
 """Client number of requests that come from within the process."""
 MAX_ROWS_AHEAD = 1024
 """Rows of ``batch_infer`` that are in the engine's queue at a time."""
+MAX_MEDIA_ROWS = 16
+"""The same for rows with images, videos or sounds, which take more memory."""
 
 
 class BaseSampler:
@@ -66,23 +69,25 @@ class BaseSampler:
     # ---- the interface of the seed --------------------------------------------------------------------------------
 
     async def generate(
-        self, messages: Sequence[Message] | str, tools: str | None = None, **params: Any
+        self, messages: Sequence[Message] | str, tools: str | None = None, *, fetch_media: bool = False, **params: Any
     ) -> AsyncGenerator[str, None]:
         """Answer a conversation. Closing the generator early aborts the request.
 
         Args:
-            messages: in the v1 or the common form, or a plain string for one user turn.
+            messages: in the v1 or the common form, or a plain string for one user turn. Images, videos and sounds are
+                paths, ``file:`` or ``data:`` URLs.
             tools: JSON text of the tools on offer.
+            fetch_media: get images, videos and sounds from ``http(s):`` URLs, too.
             **params: sampling parameters, see ``config.sampling.SamplingParams``.
 
         Yields:
             The answer's text as it comes, in non-empty pieces of whole characters.
 
         Raises:
-            RequestError: the request failed.
+            RequestError: the request failed, or (RenderError) a file of the messages' cannot be read.
             InvalidParameter: a parameter that does not exist or is out of range.
         """
-        prompt = ChatPrompt(to_v1(messages), tools)
+        prompt = ChatPrompt(with_media_read(to_v1(messages), fetch=fetch_media), tools)
         events: asyncio.Queue[RequestEvent] = asyncio.Queue()
         job = self._job(prompt, sampling_params(params).given(), INTERACTIVE, events)
         self._intake.submit([job])
@@ -93,11 +98,12 @@ class BaseSampler:
         finally:
             self._intake.abort(job.request_id)
 
-    async def batch_infer(self, dataset: Dataset, **params: Any) -> list[Sample]:
+    async def batch_infer(self, dataset: Dataset, *, fetch_media: bool = False, **params: Any) -> list[Sample]:
         """Answer every sample of a data set; the engine batches them.
 
         Args:
             dataset: a list, a torch map-style or iterable dataset, a ``datasets.Dataset``, a ``DataEngine``.
+            fetch_media: get images, videos and sounds from ``http(s):`` URLs, too.
             **params: sampling parameters of all rows; ``seed`` seeds the run.
 
         Returns:
@@ -110,22 +116,33 @@ class BaseSampler:
         if run_seed is None:
             run_seed = secrets.randbelow(2**32)
         room = asyncio.Semaphore(MAX_ROWS_AHEAD)
+        media_room = asyncio.Semaphore(MAX_MEDIA_ROWS)
         tasks: list[asyncio.Task[RowResult]] = []
+
+        async def answer(row: Row, sample: int, given: Mapping[str, Any]) -> RowResult:
+            async with media_room if has_media(row.messages) else contextlib.nullcontext():
+                return await self._answer(row, sample, given, fetch_media)
+
         async with asyncio.TaskGroup() as group:
             for row in rows_from_dataset(dataset):
                 for sample in range(samples):
                     await room.acquire()
                     seed = row_seed(run_seed, row.index, sample)
-                    tasks.append(group.create_task(self._answer(row, sample, {**given, "seed": seed})))
+                    tasks.append(group.create_task(answer(row, sample, {**given, "seed": seed})))
                     tasks[-1].add_done_callback(lambda _: room.release())
         return [cast(Sample, output_row(task.result(), samples)) for task in tasks]
 
-    async def _answer(self, row: Row, sample: int, params: Mapping[str, Any]) -> RowResult:
+    async def _answer(self, row: Row, sample: int, params: Mapping[str, Any], fetch_media: bool) -> RowResult:
         result = RowResult(row, sample, params["seed"], error=row.error)
         if row.error is not None:
             return result
+        try:
+            messages = with_media_read(row.messages, folder=row.folder, fetch=fetch_media)
+        except RenderError as error:
+            result.error = error
+            return result
         events: asyncio.Queue[RequestEvent] = asyncio.Queue()
-        job = self._job(ChatPrompt(row.messages, row.tools), params, BATCH, events, parse=True)
+        job = self._job(ChatPrompt(messages, row.tools), params, BATCH, events, parse=True)
         self._intake.submit([job])
         texts: list[str] = []
         logprobs: list[TokenLogprobs] = []

@@ -119,6 +119,7 @@ def _answer_data(arguments: Arguments) -> int:
             data.rows(),
             params=params,
             on_result=lambda result: write(output_row(result, samples)),
+            fetch_media=arguments.data.fetch_media,
         )
         if output:
             output.finish()

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from samplerpool.config.sampling import SamplingParams, resolve, sampling_params
-from samplerpool.engine.base import Codec, EngineRequest, PromptRenderer, RequestId
+from samplerpool.data.media import has_media
+from samplerpool.engine.base import Codec, EngineRequest, Media, PromptRenderer, RequestId
 from samplerpool.engine.loop import EngineLoop, Listener, RequestOutput
-from samplerpool.errors import Aborted, EngineError, SamplerPoolError
+from samplerpool.errors import Aborted, EngineError, RenderError, SamplerPoolError
 from samplerpool.wire.messages import ChatPrompt, TokenPrompt
 
 log = logging.getLogger(__name__)
@@ -126,14 +127,34 @@ class Intake:
         params = _with_token_ids(resolve(sampling_params(job.params), *self._defaults()), self._renderer.codec)
         prompt = job.prompt
         if isinstance(prompt, ChatPrompt):
-            prompt_ids = self._renderer.prompt_ids(prompt.messages, prompt.tools, prompt.options)
-            request = EngineRequest(job.request_id, prompt_ids, params, job.priority)
+            prompt_ids, media = self._rendered(prompt)
+            request = EngineRequest(job.request_id, prompt_ids, params, job.priority, media=media)
         else:
             request = EngineRequest(
-                job.request_id, tuple(prompt.prompt_ids), params, job.priority, tuple(prompt.generated_ids)
+                job.request_id,
+                tuple(prompt.prompt_ids),
+                params,
+                job.priority,
+                tuple(prompt.generated_ids),
+                self._media_of(prompt),
             )
         self._loop.engine.check(request)
         return request
+
+    def _rendered(self, prompt: ChatPrompt) -> tuple[tuple[int, ...], Media | None]:
+        given = (prompt.messages, prompt.tools, prompt.options)
+        if has_media(prompt.messages) and self._renderer.media_kinds:
+            return self._renderer.media_prompt(*given)
+        return self._renderer.prompt_ids(*given), None
+
+    def _media_of(self, prompt: TokenPrompt) -> Media | None:
+        """Of a continuation: token ids do not hold them, so they come once more with the messages they stood in."""
+        if prompt.media is None:
+            return None
+        prompt_ids, media = self._rendered(prompt.media)
+        if prompt_ids != tuple(prompt.prompt_ids):
+            raise RenderError("The messages of this continuation are not rendered to its token ids; ask anew.")
+        return media
 
     def _pass_on(self, job: Job, request: EngineRequest) -> None:
         if job.request_id not in self._waiting:

@@ -20,6 +20,7 @@ from samplerpool.client.response import Call
 from samplerpool.client.routing import Affinity, WorkerView, choose
 from samplerpool.config.arguments import ModelArguments, PoolArguments, SampleArguments
 from samplerpool.config.sampling import sampling_params
+from samplerpool.data.media import with_media_read
 from samplerpool.data.messages import to_v1
 from samplerpool.engine.base import PromptRenderer
 from samplerpool.errors import InvalidParameter
@@ -168,14 +169,17 @@ class SyncSampler(BaseSampler):
         tools: str | None = None,
         *,
         template_options: Mapping[str, Any] | None = None,
+        fetch_media: bool = False,
         **params: Any,
     ) -> Generator[str, None, None]:
         """Answer a conversation. Closing the generator early, or an exception in its consumer, aborts the request.
 
         Args:
-            messages: in the v1 or the common form, or a plain string for one user turn.
+            messages: in the v1 or the common form, or a plain string for one user turn. Images, videos and sounds are
+                paths (read here), ``file:`` or ``data:`` URLs.
             tools: JSON text of the tools on offer.
             template_options: keyword arguments through to the chat template (``enable_thinking``, ...).
+            fetch_media: get images, videos and sounds from ``http(s):`` URLs, too.
             **params: sampling parameters, see ``config.sampling.SamplingParams``.
 
         Yields:
@@ -186,11 +190,12 @@ class SyncSampler(BaseSampler):
         (waited for up to ``worker_timeout_s``): the text is the one that would have come.
 
         Raises:
-            RequestError: the request failed.
+            RequestError: the request failed, or (RenderError) a file of the messages' cannot be read.
             InvalidParameter: a parameter that does not exist or is out of range.
             WorkerDied: no worker is left, or this request has ended several; with ``data["text"]``, what was received.
         """
-        prompt = ChatPrompt(to_v1(messages), tools, dict(template_options or {}))
+        read = with_media_read(to_v1(messages), fetch=fetch_media)
+        prompt = ChatPrompt(read, tools, dict(template_options or {}))
         given = sampling_params(params).given()
         if given.get("num_return_sequences", 1) > 1:
             raise InvalidParameter("A stream is one answer; for num_return_sequences above 1 use batch_infer.")
@@ -251,12 +256,15 @@ class SyncSampler(BaseSampler):
         """This thread's latest answer of ``generate``: its text, tokens, seed, finish reason, all workers together."""
         return getattr(self._last, "answer", None)
 
-    def batch_infer(self, dataset: Dataset | str | Path, **params: Any) -> list[Sample]:  # type: ignore[override]
+    def batch_infer(  # type: ignore[override]
+        self, dataset: Dataset | str | Path, *, fetch_media: bool = False, **params: Any
+    ) -> list[Sample]:
         """Answer every sample of a data set with all workers.
 
         Args:
             dataset: a list, a torch map-style or iterable dataset, a ``datasets.Dataset``, a ``DataEngine``, or what
                 that takes: a path, a dataset-info YAML, a hub id.
+            fetch_media: get images, videos and sounds from ``http(s):`` URLs, too.
             **params: sampling parameters of all rows; ``seed`` seeds the run.
 
         Returns:
@@ -266,7 +274,7 @@ class SyncSampler(BaseSampler):
         Raises:
             BatchError: no worker is left.
         """
-        return infer(self.connection, dataset, params)
+        return infer(self.connection, dataset, params, fetch_media=fetch_media)
 
 
 def find_connection(pool: str | Path | None) -> ConnectionFile:

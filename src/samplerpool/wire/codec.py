@@ -295,17 +295,26 @@ def _short(value: Any) -> str:
 def _encode_prompt(prompt: ChatPrompt | TokenPrompt) -> Sequence[Any]:
     if isinstance(prompt, ChatPrompt):
         return (_CHAT, prompt.messages, prompt.tools, prompt.options)
-    return (_TOKEN_IDS, prompt.prompt_ids, prompt.generated_ids, prompt.delivered_chars)
+    fields = (_TOKEN_IDS, prompt.prompt_ids, prompt.generated_ids, prompt.delivered_chars)
+    return fields if prompt.media is None else (*fields, _encode_prompt(prompt.media))
 
 
 def _decode_prompt(value: Any) -> ChatPrompt | TokenPrompt:
-    _require(isinstance(value, list) and len(value) == 4, "a prompt must be an array of four")
-    kind, first, second, third = value
+    _require(isinstance(value, list) and len(value) in (4, 5), "a prompt must be an array of four or five")
+    kind, first, second, third, *more = value
     if kind == _CHAT:
+        _require(not more, "a prompt of messages must be an array of four")
         return ChatPrompt(_chat_messages(first), _optional_text(second), _plain(third))
     if kind != _TOKEN_IDS:
         raise ProtocolError(f"unknown prompt kind {_short(kind)}")
-    return TokenPrompt(_token_ids(first), _token_ids(second), _count(third))
+    return TokenPrompt(_token_ids(first), _token_ids(second), _count(third), _decode_media(more[0]) if more else None)
+
+
+def _decode_media(value: Any) -> ChatPrompt:
+    _require(isinstance(value, list) and len(value) == 4 and value[0] == _CHAT, "media must be a prompt of messages")
+    prompt = _decode_prompt(value)
+    assert isinstance(prompt, ChatPrompt)
+    return prompt
 
 
 def _decode_generate(entry: list[Any]) -> Generate:

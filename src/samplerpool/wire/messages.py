@@ -36,11 +36,13 @@ class TokenPrompt:
         prompt_ids: as ``Accepted`` reported them.
         generated_ids: tokens received already; they are final and are not sent again.
         delivered_chars: how many characters of their text were delivered.
+        media: the messages that it was rendered of, where they have images, videos or sounds.
     """
 
     prompt_ids: Sequence[int]
     generated_ids: Sequence[int] = ()
     delivered_chars: int = 0
+    media: ChatPrompt | None = None
 
 
 @dataclass(slots=True)
