@@ -290,7 +290,7 @@ def values_of_every_argument() -> dict[str, object]:
     made: dict[str, object] = {}
     for name, each in all_settings().items():
         if each.spec is not None:
-            made[name] = SAMPLING_VALUES[each.spec.kind]
+            made[name] = SAMPLING_VALUES.get(each.spec.kind, "text")
         elif each.choices and each.low is None:
             made[name] = next(choice for choice in each.choices if choice != each.default)
         elif bool in each.types:

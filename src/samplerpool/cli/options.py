@@ -102,7 +102,7 @@ def _sampling_option(setting: Setting) -> Callable[[Any], Any]:
         type=SettingType(setting),
         multiple=many,
         default=None,
-        metavar=_METAVARS[kind],
+        metavar=_METAVARS.get(kind, "TEXT"),
         help=" ".join(filter(None, [text, "May be given several times." if many else "", _bounds(setting)])),
     )
 
