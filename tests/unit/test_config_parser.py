@@ -306,6 +306,7 @@ SAMPLING_VALUES: dict[str, object] = {
     "int": 3,
     "float": 0.5,
     "bool": True,
+    "name": "a",
     "strings": ["A", "B"],
     "ints": [3, 4],
     "words": ["A", [1, 2]],

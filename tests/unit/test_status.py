@@ -17,7 +17,7 @@ POOL_KEYS = [
 ]
 WORKER_KEYS = [
     *("index", "pid", "device", "state", "detail", "restarts", "hangs", "stalled_s", "log"),
-    *("engine", "picked", "running", "queued", "clients", "tokens", "tokens_per_s", "steps", "max_batch"),
+    *("engine", "adapters", "picked", "running", "queued", "clients", "tokens", "tokens_per_s", "steps", "max_batch"),
     *("max_model_len", "memory_bytes", "uptime_s", "problem", "details"),
 ]
 """Programs rely on these: a field may be added, none may go or change its meaning."""

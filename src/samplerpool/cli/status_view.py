@@ -90,6 +90,9 @@ def remarks(pool: Report) -> list[str]:
     lines = [f"  {pool['problem']}"] if pool["problem"] else []
     if pool["replacing"]:
         lines.append(f"  being replaced or removed: {plural(len(pool['replacing']), 'worker')}")
+    adapters = list(dict.fromkeys(name for worker in pool["workers"] for name in worker["adapters"] or ()))
+    if adapters:
+        lines.append(f"  adapters: {', '.join(adapters)}")
     picked = sorted({worker["picked"] for worker in pool["workers"] if worker["picked"]})
     lines += [f"  {pool['engine']}, because {reason}" for reason in picked]
     for worker in pool["workers"]:

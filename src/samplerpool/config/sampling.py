@@ -14,13 +14,16 @@ from typing import Any, Literal, cast
 
 from samplerpool.errors import InvalidParameter
 
-Kind = Literal["int", "float", "bool", "strings", "ints", "words", "biases"]
+Kind = Literal["int", "float", "bool", "name", "strings", "ints", "words", "biases"]
 
 MAX_SEED = 2**53 - 1
 """Seeds stay exact in JSON and in JavaScript readers of it."""
 
 MAX_INT32 = 2**31 - 1
 """Lengths and token ids stay exact in the 32-bit tensors of the engines."""
+
+BASE_ADAPTER = "base"
+"""The name by which a request asks for the model without any of its adapters."""
 
 MAX_LOGPROBS = 20
 """As OpenAI's and, by default, vLLM's servers: a token's entry stays small beside what the model costs."""
@@ -34,9 +37,9 @@ class ParamSpec:
     """What may be said about one sampling parameter.
 
     Args:
-        kind: type of the value; ``strings``, ``ints`` and ``words`` (strings or lists of token ids) are tuples, a
-            single value is taken as a tuple of one; ``biases`` maps token ids to numbers and is kept as a tuple of
-            pairs.
+        kind: type of the value; ``name`` is a non-empty string; ``strings``, ``ints`` and ``words`` (strings or lists
+            of token ids) are tuples, a single value is taken as a tuple of one; ``biases`` maps token ids to numbers
+            and is kept as a tuple of pairs.
         help: one line for ``--help``.
         low, high: inclusive bounds; ``low_open`` makes the lower one exclusive.
         default: the value when nobody says anything; every engine can honour it.
@@ -114,6 +117,7 @@ class SamplingParams:
         low=0,
         high=MAX_LOGPROBS,
     )
+    adapter: str | None = _param("name", "Answer with this LoRA adapter; base: with none.", BASE_ADAPTER)
 
     @property
     def greedy(self) -> bool:
@@ -204,6 +208,10 @@ def _checked(name: str, spec: ParamSpec, value: Any) -> Any:
         if items is None:
             raise ValueError(f"{name} must be an integer or a list of them, not {value!r}.")
         return tuple(_checked_number(name, "int", spec, v) for v in items)
+    if spec.kind == "name":
+        if not isinstance(value, str) or not value:
+            raise ValueError(f"{name} must be a non-empty string, not {value!r}.")
+        return value
     if spec.kind == "words":
         return _checked_words(name, spec, value)
     if spec.kind == "biases":

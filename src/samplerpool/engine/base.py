@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from samplerpool.config.sampling import PARAMS, SamplingParams
+from samplerpool.config.sampling import BASE_ADAPTER, PARAMS, SamplingParams, unknown_name
 from samplerpool.errors import PromptTooLong, RenderError, SamplerPoolError, UnsupportedParameter
 from samplerpool.types import FinishReason, Message, TokenLogprobs
 
@@ -97,6 +97,10 @@ class Engine(Protocol):
     """Names of the sampling parameters that it honours."""
     takes_media: bool
     """Whether prompts may have images, videos and sounds."""
+    adapters: tuple[str, ...]
+    """Names of the adapters that a request may ask for."""
+    adapter: str
+    """The one that answers requests that ask for none, or ``base``."""
 
     @property
     def steps(self) -> int:
@@ -184,7 +188,7 @@ class PromptRenderer(Protocol):
 
 
 def check_supported(engine: Engine, params: SamplingParams) -> None:
-    """Refuse parameters that this engine does not honour, unless their value changes nothing.
+    """Refuse parameters that this engine does not honour, unless their value changes nothing, and unknown adapters.
 
     Raises:
         UnsupportedParameter: with the first such parameter.
@@ -198,6 +202,26 @@ def check_supported(engine: Engine, params: SamplingParams) -> None:
             parameter=name,
             engine=engine.name,
         )
+    check_adapter(engine, params.adapter)
+
+
+def check_adapter(engine: Engine, name: str | None) -> None:
+    """Refuse an adapter that the engine does not have.
+
+    Raises:
+        UnsupportedParameter: with the names of those that it has.
+    """
+    if name is None or name in (BASE_ADAPTER, *engine.adapters):
+        return
+    if engine.adapters:
+        there_are = f"There are {', '.join(engine.adapters)}, and {BASE_ADAPTER} for the model without any."
+        text = f"{unknown_name('adapter', name, [BASE_ADAPTER, *engine.adapters])} {there_are}"
+    else:
+        text = (
+            f"There is no adapter {name!r}: the model was loaded without any that a request could choose. Leave "
+            f"adapter out, or launch with --lora {name}=PATH."
+        )
+    raise UnsupportedParameter(text, parameter="adapter", engine=engine.name, adapters=list(engine.adapters))
 
 
 def check_prompt(engine: Engine, request: EngineRequest) -> None:

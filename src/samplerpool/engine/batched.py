@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from samplerpool.config.arguments import EngineConfig
 from samplerpool.config.cgroups import available_memory
 from samplerpool.config.sampling import PARAMS
+from samplerpool.engine.adapters import Adapters
 from samplerpool.engine.arena import Arena, LayerShape
 from samplerpool.engine.base import (
     EngineRequest,
@@ -56,6 +57,7 @@ class BatchedEngine(ABC):
         eos_token_ids: end the answer, unless a request ignores them.
         max_batch: most rows at a time.
         max_model_len: longest prompt plus completion; lowered to what the scheduler can place.
+        adapters: that requests may choose; a subclass attaches them when the layers have their final form.
     """
 
     name: str
@@ -65,8 +67,17 @@ class BatchedEngine(ABC):
     _arena: Arena
 
     def __init__(
-        self, model: Any, scheduler: Scheduler, *, eos_token_ids: frozenset[int], max_batch: int, max_model_len: int
+        self,
+        model: Any,
+        scheduler: Scheduler,
+        *,
+        eos_token_ids: frozenset[int],
+        max_batch: int,
+        max_model_len: int,
+        adapters: Adapters | None = None,
     ) -> None:
+        self._adapters = adapters or Adapters()
+        self.adapters, self.adapter = self._adapters.names, self._adapters.active
         self.max_batch = max_batch
         self.max_model_len = min(max_model_len, scheduler.longest_row)
         self.vocab_size = model.config.get_text_config().vocab_size
@@ -142,7 +153,8 @@ class BatchedEngine(ABC):
         return EngineStats(len(scheduler.running), scheduler.queued, details)
 
     def close(self) -> None:
-        """Drop all requests. Idempotent."""
+        """Drop all requests, and leave the model's layers alone. Idempotent."""
+        self._adapters.detach()
         self._scheduler.clear()
         self._sampling.clear()
         self._ready.clear()

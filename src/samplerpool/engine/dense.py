@@ -17,6 +17,7 @@ from transformers import AttentionInterface
 
 from samplerpool.config.arguments import EngineConfig
 from samplerpool.engine import kernels
+from samplerpool.engine.adapters import Adapters
 from samplerpool.engine.arena import MIN_CAPACITY, Arena
 from samplerpool.engine.base import EngineStats
 from samplerpool.engine.batched import (
@@ -58,7 +59,15 @@ class DenseEngine(BatchedEngine):
 
     name = "dense"
 
-    def __init__(self, model: Any, config: EngineConfig, *, eos_token_ids: frozenset[int], max_model_len: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        config: EngineConfig,
+        *,
+        eos_token_ids: frozenset[int],
+        max_model_len: int,
+        adapters: Adapters | None = None,
+    ) -> None:
         options = checked_options(self.name, config.options, OPTIONS)
         shapes = layer_shapes(model)
         # Regions are powers of two, so rows of the full length may need twice as much.
@@ -75,7 +84,12 @@ class DenseEngine(BatchedEngine):
             reuse=options.get("prefix_cache", True),
         )
         super().__init__(
-            model, scheduler, eos_token_ids=eos_token_ids, max_batch=config.max_batch, max_model_len=max_model_len
+            model,
+            scheduler,
+            eos_token_ids=eos_token_ids,
+            max_batch=config.max_batch,
+            max_model_len=max_model_len,
+            adapters=adapters,
         )
         self._attention_before = model.config._attn_implementation
         model.set_attn_implementation(IMPLEMENTATION)
@@ -85,6 +99,7 @@ class DenseEngine(BatchedEngine):
             pack_groups(model, compiled=self._compiled)
             pack_linears(model, compiled=self._compiled)
         self._fused = FusedLayers(model, self._cache, self._arena) if self._compiled else None
+        self._adapters.attach(model)
 
     def stats(self) -> EngineStats:
         """Also whether the compiled kernel attends."""
@@ -111,6 +126,8 @@ class DenseEngine(BatchedEngine):
             if count == row.pending:
                 rows.append(row)
                 last.append(len(ids) - 1)
+        owners = [(row.adapter, 1) for row in plan.decodes] + [(row.adapter, count) for row, count in plan.chunks]
+        self._adapters.route(owners, [row.adapter for row in rows])
         with Step(self._arena, decodes, chunks, compiled=self._compiled) as step:
             logits: Tensor = self._model(
                 input_ids=self._tensor(ids)[None],

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from samplerpool.config.arguments import ENGINES, EngineConfig
+from samplerpool.config.sampling import BASE_ADAPTER
 from samplerpool.engine.base import Engine, EngineRequest, EngineStats, PromptRenderer, RequestId, StepOutput
 from samplerpool.errors import InvalidParameter, StartFailed
 
@@ -33,17 +34,20 @@ class Picked:
     Args:
         engine: does all the work.
         reason: a short sentence for people.
+        on_close: called when the engine is closed.
     """
 
-    def __init__(self, engine: Engine, reason: str) -> None:
+    def __init__(self, engine: Engine, reason: str, on_close: Callable[[], None] = lambda: None) -> None:
         self.engine = engine
         self.reason = reason
+        self._on_close = on_close
         self.name = engine.name
         self.max_model_len = engine.max_model_len
         self.max_batch = engine.max_batch
         self.vocab_size = engine.vocab_size
         self.supported = engine.supported
         self.takes_media = engine.takes_media
+        self.adapters, self.adapter = engine.adapters, engine.adapter
 
     def check(self, request: EngineRequest) -> None:
         """As the engine does."""
@@ -78,6 +82,7 @@ class Picked:
     def close(self) -> None:
         """As the engine does."""
         self.engine.close()
+        self._on_close()
 
 
 def build_engine(
@@ -90,7 +95,8 @@ def build_engine(
 
     Args:
         config: ``engine`` is a name, or ``auto`` for the best one for the model.
-        model: a causal language model of transformers on its device, and
+        model: a causal language model of transformers on its device, also one with adapters of PEFT (each request
+            then chooses its own), and
         renderer: whose codec knows its end-of-sequence tokens; the scripted engine needs neither.
         on_progress: gets warnings for whoever starts the worker, a line each; they are logged as well.
 
@@ -106,8 +112,11 @@ def build_engine(
         return ScriptedEngine(config)
     if model is None or renderer is None:
         raise InvalidParameter(f"The engine {config.engine!r} needs a model; only the scripted one runs without.")
-    choice = _Choice(config, model, renderer, on_progress or (lambda _: None))
-    engine = choice.automatic() if config.engine == "auto" else choice.asked_for(config.engine)
+    with contextlib.ExitStack() as on_failure:
+        choice = _Choice(config, model, renderer, on_progress or (lambda _: None))
+        on_failure.callback(choice.attached.put_back)
+        engine = choice.automatic() if config.engine == "auto" else choice.asked_for(config.engine)
+        on_failure.pop_all()
     from samplerpool.engine.openmp import release_threads
 
     release_threads()  # the engine steps on another thread
@@ -118,10 +127,13 @@ class _Choice:
     """One model, and the engines that may run it."""
 
     def __init__(self, config: EngineConfig, model: Any, renderer: PromptRenderer, progress: Progress) -> None:
+        from samplerpool.engine.adapters import Adapters
         from samplerpool.engine.probe import plain_answers
+        from samplerpool.model.adapters import AttachedAdapters
 
         self._config = config
-        self._model = model
+        self.attached = attached = AttachedAdapters(model)
+        self._model = model = attached.model
         self._eos_token_ids = renderer.codec.eos_token_ids
         self._media_kinds = renderer.media_kinds
         self._progress = progress
@@ -129,7 +141,13 @@ class _Choice:
         self._attention = getattr(model.config, "_attn_implementation", None)
         if self._attention == "samplerpool":
             raise StartFailed("The model is in use by another sampler; close that one first, or load the model again.")
-        self._expected = plain_answers(model)
+        self._expected = []
+        for name in (BASE_ADAPTER, *attached.names) if attached.names else (attached.active,):
+            with attached.using(name):
+                self._expected += plain_answers(model, name)
+        self._adapters = Adapters(attached.names, attached.take_out(), attached.active)
+        if attached.obstacle:
+            self._warn(f"requests cannot choose among the model's adapters, because {attached.obstacle}")
 
     def asked_for(self, name: str) -> Engine:
         """The engine of this name, or the reason why it cannot be."""
@@ -171,7 +189,8 @@ class _Choice:
         from samplerpool.engine.probe import padding_obstacles
 
         if method.name == "packed":
-            yield from ("paged", "dense") if self._model.device.type == "cuda" else ("dense",)
+            with_pages = self._model.device.type == "cuda" and not self._adapters.names
+            yield from ("paged", "dense") if with_pages else ("dense",)
         if not any(padding_obstacles(self._model)):
             yield "padded"
 
@@ -209,10 +228,13 @@ class _Choice:
                 )
             on_failure.pop_all()
         log.info("picked the %s engine: %s", name, reason)
-        return Picked(engine, reason)
+        return Picked(engine, reason, self.attached.put_back)
 
     def _built(self, name: str, length: int) -> Engine:
         arguments: dict[str, Any] = {"eos_token_ids": self._eos_token_ids, "max_model_len": length}
+        if name == "paged":
+            return self._paged(arguments)
+        arguments["adapters"] = self._adapters
         if name == "dense":
             from samplerpool.engine.dense import DenseEngine
 
@@ -221,12 +243,18 @@ class _Choice:
             from samplerpool.engine.padded import PaddedEngine
 
             return PaddedEngine(self._model, self._config, **arguments)
-        if name == "sequential":
-            from samplerpool.engine.sequential import SequentialEngine
+        from samplerpool.engine.sequential import SequentialEngine
 
-            return SequentialEngine(self._model, self._config, **arguments)
+        return SequentialEngine(self._model, self._config, **arguments)
+
+    def _paged(self, arguments: dict[str, Any]) -> Engine:
         from samplerpool.engine.paged import PagedEngine
 
+        if self._adapters.names:
+            why = "all requests of its batch have the same weights, and these adapters are chosen by request"
+            raise StartFailed(
+                f"The paged engine cannot serve adapters: {why}. Merge the adapter, or use --engine dense.", reason=why
+            )
         return PagedEngine(self._model, self._config, **arguments)
 
     def _sequential(self, reason: str) -> Engine:

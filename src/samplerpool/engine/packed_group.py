@@ -7,7 +7,7 @@ the first that is called with an input computes all, and the others hand out the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -35,12 +35,29 @@ class PackedGroup:
         biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
         self.packed = PackedWeight(weight, torch.cat(biases) if biases else None, compiled=compiled)
         self.right = self.packed.is_right(weight)
+        self._additions: dict[int, Callable[[Tensor, Tensor], None]] = {}
         self._input: Tensor | None = None
         self._parts: list[Tensor | None] = []
 
     def multiply(self, input: Tensor) -> Tensor:
         """All outputs, one layer's behind the other's, shape [..., sum of the sizes]."""
-        return self.packed.multiply(input)
+        outputs = self.packed.multiply(input)
+        for index, add in self._additions.items():
+            add(input, outputs.narrow(-1, sum(self.sizes[:index]), self.sizes[index]))
+        return outputs
+
+    def add_to_output(self, index: int, add: Callable[[Tensor, Tensor], None]) -> Callable[[], None]:
+        """Have a function called with each input and one layer's outputs, to which it adds in place.
+
+        Returns:
+            Ends it.
+        """
+        self._additions[index] = add
+
+        def end() -> None:
+            self._additions.pop(index, None)
+
+        return end
 
     def part(self, input: Tensor, index: int) -> Tensor:
         """One layer's outputs. What the other layers of the group will ask for is kept until they do."""
@@ -66,6 +83,10 @@ class GroupedLinear(nn.Linear):
         if name == "weight":
             return torch.split(self.group.packed.dense(), self.group.sizes)[self._index]
         return super().__getattr__(name)
+
+    def add_to_output(self, add: Callable[[Tensor, Tensor], None]) -> Callable[[], None]:
+        """As the group does, for this layer, also where the group is multiplied as a whole."""
+        return self.group.add_to_output(self._index, add)
 
     def forward(self, input: Tensor) -> Tensor:
         if input.requires_grad or input.dim() < 2 or not input.numel():

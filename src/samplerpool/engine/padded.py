@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import Cache
 
 from samplerpool.config.arguments import EngineConfig
+from samplerpool.engine.adapters import Adapters
 from samplerpool.engine.arena import MIN_CAPACITY, Arena, LayerShape, Region
 from samplerpool.engine.batched import (
     OPTIONS,
@@ -56,7 +57,15 @@ class PaddedEngine(BatchedEngine):
 
     name = "padded"
 
-    def __init__(self, model: Any, config: EngineConfig, *, eos_token_ids: frozenset[int], max_model_len: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        config: EngineConfig,
+        *,
+        eos_token_ids: frozenset[int],
+        max_model_len: int,
+        adapters: Adapters | None = None,
+    ) -> None:
         options = checked_options(self.name, config.options, OPTIONS)
         shapes = layer_shapes(model)
         most = (config.max_batch + PLACES_TO_KEEP) * whole_place(max_model_len)
@@ -71,7 +80,12 @@ class PaddedEngine(BatchedEngine):
             reuse=options.get("prefix_cache", True),
         )
         super().__init__(
-            model, self._slab, eos_token_ids=eos_token_ids, max_batch=config.max_batch, max_model_len=max_model_len
+            model,
+            self._slab,
+            eos_token_ids=eos_token_ids,
+            max_batch=config.max_batch,
+            max_model_len=max_model_len,
+            adapters=adapters,
         )
         self._arena = Arena(shapes, self._slab.total_tokens, model.dtype, model.device)
         self._cache = SlabCache(self._arena)
@@ -79,6 +93,7 @@ class PaddedEngine(BatchedEngine):
         self._accepted = forward_arguments(model) & {"position_ids", "logits_to_keep"}
         if model.device.type == "cpu" and model.dtype == torch.float32 and options.get("packed_linears", True):
             pack_linears(model)
+        self._adapters.attach(model)
 
     def _copy(self, copy: Copy) -> None:
         if isinstance(copy, Swap):
@@ -115,6 +130,7 @@ class PaddedEngine(BatchedEngine):
         """The logits behind the first token that is not computed yet, of the rows from a place on."""
         positions = self._tensor([row.computed for row in rows])
         longest = max(row.computed for row in rows) + 1
+        self._adapters.route([(row.adapter, 1) for row in rows])
         self._cache.set_rows(self._slab.region(first), positions, longest)
         return self._run(
             self._tensor([row.tokens[row.computed] for row in rows])[:, None],
@@ -126,6 +142,7 @@ class PaddedEngine(BatchedEngine):
         """Compute so many tokens of one row; the next token's logits, shape [1, vocabulary]."""
         assert row.region is not None
         end = row.computed + count
+        self._adapters.route([(row.adapter, count)])
         self._cache.set_chunk(row.region, row.computed, end)
         return self._run(
             self._tensor(row.tokens[row.computed : end])[None],

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from samplerpool.config.arguments import EngineConfig
-from samplerpool.config.sampling import PARAMS
+from samplerpool.config.sampling import BASE_ADAPTER, PARAMS
 from samplerpool.engine.base import (
     INTERACTIVE,
     EngineRequest,
@@ -109,6 +109,8 @@ class PagedEngine:
     """
 
     name = "paged"
+    adapters: tuple[str, ...] = ()
+    adapter = BASE_ADAPTER
 
     def __init__(self, model: Any, config: EngineConfig, *, eos_token_ids: frozenset[int], max_model_len: int) -> None:
         vocab_size = model.config.get_text_config().vocab_size

@@ -12,21 +12,28 @@ KEY_TOKENS = 8
 MAX_COMPARED = 32
 """Rows with the same first tokens that a prompt is compared with, the latest first."""
 
+_Key = tuple[str | None, tuple[int, ...]]
+"""An adapter, and a row's first tokens."""
+
 
 class Prefix:
     """A row whose keys and values are in memory, running or kept.
 
     Args:
         owner: names the row.
+        adapter: what it is computed with: keys and values of the same tokens differ with the adapter.
         tokens: prompt and generated tokens of the row; grows while it runs.
         region: where its keys and values are.
         computed: how many of the tokens are in memory.
     """
 
-    __slots__ = ("computed", "owner", "region", "tokens")
+    __slots__ = ("adapter", "computed", "owner", "region", "tokens")
 
-    def __init__(self, owner: Hashable, tokens: Sequence[int], region: Region, computed: int) -> None:
+    def __init__(
+        self, owner: Hashable, tokens: Sequence[int], region: Region, computed: int, adapter: str | None = None
+    ) -> None:
         self.owner = owner
+        self.adapter = adapter
         self.tokens = tokens
         self.region = region
         self.computed = computed
@@ -36,18 +43,18 @@ class PrefixIndex:
     """Running rows, and finished ones that are kept for those to come; the least recently used are dropped first."""
 
     def __init__(self) -> None:
-        self._buckets: dict[tuple[int, ...], OrderedDict[Hashable, Prefix]] = {}
+        self._buckets: dict[_Key, OrderedDict[Hashable, Prefix]] = {}
         self._kept: OrderedDict[Hashable, Prefix] = OrderedDict()
 
     def add(self, prefix: Prefix) -> None:
         """Enter a running row."""
         if len(prefix.tokens) >= KEY_TOKENS:
-            self._buckets.setdefault(_key(prefix.tokens), OrderedDict())[prefix.owner] = prefix
+            self._buckets.setdefault(_key(prefix.tokens, prefix.adapter), OrderedDict())[prefix.owner] = prefix
 
     def remove(self, prefix: Prefix) -> None:
         """Forget a row whose memory is given back."""
         self._kept.pop(prefix.owner, None)
-        key = _key(prefix.tokens)
+        key = _key(prefix.tokens, prefix.adapter)
         bucket = self._buckets.get(key, OrderedDict())
         bucket.pop(prefix.owner, None)
         if not bucket:
@@ -66,8 +73,8 @@ class PrefixIndex:
         """How many ended rows are kept."""
         return len(self._kept)
 
-    def find(self, tokens: Sequence[int], limit: int) -> tuple[Prefix | None, int, int]:
-        """The best row to copy from.
+    def find(self, tokens: Sequence[int], limit: int, adapter: str | None = None) -> tuple[Prefix | None, int, int]:
+        """The best row to copy from, among those with the same adapter.
 
         Args:
             limit: most tokens that may be copied.
@@ -78,7 +85,7 @@ class PrefixIndex:
         """
         best: Prefix | None = None
         usable = promised = 0
-        for prefix in self._candidates(tokens):
+        for prefix in self._candidates(tokens, adapter):
             common = min(common_length(prefix.tokens, tokens), limit)
             promised = max(promised, common)
             if min(common, prefix.computed) > usable:
@@ -92,14 +99,16 @@ class PrefixIndex:
         if prefix.owner in self._kept:
             self._kept.move_to_end(prefix.owner)
 
-    def _candidates(self, tokens: Sequence[int]) -> Iterator[Prefix]:
-        bucket = self._buckets.get(_key(tokens), OrderedDict()) if len(tokens) >= KEY_TOKENS else OrderedDict()
+    def _candidates(self, tokens: Sequence[int], adapter: str | None) -> Iterator[Prefix]:
+        if len(tokens) < KEY_TOKENS:
+            return
+        bucket = self._buckets.get(_key(tokens, adapter), OrderedDict())
         for _, prefix in zip(range(MAX_COMPARED), reversed(bucket.values()), strict=False):
             yield prefix
 
 
-def _key(tokens: Sequence[int]) -> tuple[int, ...]:
-    return tuple(tokens[:KEY_TOKENS])
+def _key(tokens: Sequence[int], adapter: str | None) -> _Key:
+    return adapter, tuple(tokens[:KEY_TOKENS])
 
 
 def common_length(first: Sequence[int], second: Sequence[int]) -> int:

@@ -9,13 +9,13 @@ costs a fraction of a second and turns a wrong answer into another engine, or in
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from samplerpool.config.sampling import resolve, sampling_params
+from samplerpool.config.sampling import BASE_ADAPTER, resolve, sampling_params
 from samplerpool.engine.base import Engine, EngineRequest
 from samplerpool.engine.sequential import forward_arguments
 from samplerpool.errors import SamplerPoolError, StartFailed
@@ -125,27 +125,32 @@ class PlainAnswer:
     Args:
         logits: float32, shape [new tokens, vocabulary]; computed in
         dtype: the model's.
+        adapter: with which it was computed.
     """
 
     prompt_ids: tuple[int, ...]
     logits: Tensor
     dtype: torch.dtype = torch.float32
+    adapter: str = BASE_ADAPTER
 
 
-def plain_answers(model: Any) -> list[PlainAnswer]:
+def plain_answers(model: Any, adapter: str = BASE_ADAPTER) -> list[PlainAnswer]:
     """Greedy answers of plain forward passes; to be taken before an engine changes the model's attention or layers.
+
+    Args:
+        adapter: what is switched on in the model.
 
     Raises:
         StartFailed: the model cannot be run at all, or not as a causal language model.
     """
     try:
-        return _plain_answers(model)
+        return _plain_answers(model, adapter)
     except Exception as error:
         raise StartFailed(f"A {type(model).__name__} does not run as a causal language model: {error}.") from error
 
 
 @torch.no_grad()
-def _plain_answers(model: Any) -> list[PlainAnswer]:
+def _plain_answers(model: Any, adapter: str) -> list[PlainAnswer]:
     vocabulary = model.config.get_text_config().vocab_size
     answers = []
     for length in PROMPT_LENGTHS:
@@ -155,7 +160,7 @@ def _plain_answers(model: Any) -> list[PlainAnswer]:
             logits = model(input_ids=sequence, use_cache=False).logits[0, -1].float()
             rows.append(logits)
             sequence = torch.cat((sequence, logits.argmax().view(1, 1)), dim=1)
-        answers.append(PlainAnswer(tuple(prompt_ids), torch.stack(rows).cpu(), model.dtype))
+        answers.append(PlainAnswer(tuple(prompt_ids), torch.stack(rows).cpu(), model.dtype, adapter))
     return answers
 
 
@@ -183,16 +188,23 @@ def why_answers_differ(engine: Engine, expected: Sequence[PlainAnswer], *, compa
         return str(why or f"it fails with {type(error).__name__}: {error}")
     for answer, answered in zip(expected, found, strict=True) if compare else ():
         if not _tokens_agree(answer.logits, answered.token_ids):
-            return "it computes other tokens than the model by itself"
+            return f"it computes other tokens than the model by itself{_with(answer.adapter)}"
         if not _logprobs_agree(answer, answered):
-            return "it computes other probabilities than the model by itself"
+            return f"it computes other probabilities than the model by itself{_with(answer.adapter)}"
     return None
+
+
+def _with(adapter: str) -> str:
+    return "" if adapter == BASE_ADAPTER else f" with the adapter {adapter!r}"
 
 
 def _answers(engine: Engine, expected: Sequence[PlainAnswer]) -> list[_Found]:
     logprobs = {"logprobs": TOP_TOKENS} if "logprobs" in engine.supported else {}
     params = resolve(sampling_params(max_new_tokens=NEW_TOKENS, temperature=0.0, ignore_eos=True, seed=0, **logprobs))
-    waiting = [EngineRequest((-1, i), answer.prompt_ids, params) for i, answer in enumerate(expected)]
+    waiting = [
+        EngineRequest((-1, i), answer.prompt_ids, replace(params, adapter=answer.adapter))
+        for i, answer in enumerate(expected)
+    ]
     found = [_Found() for _ in expected]
     engine.add(waiting.pop(0))
     while waiting or engine.has_work():

@@ -58,6 +58,11 @@ class Row:
         return len(self.tokens) - self.prompt_tokens
 
     @property
+    def adapter(self) -> str | None:
+        """What it is computed with."""
+        return self.request.params.adapter
+
+    @property
     def interactive(self) -> bool:
         """Whether somebody watches."""
         return self.request.priority == INTERACTIVE
@@ -274,7 +279,7 @@ class Scheduler:
         if not self._reuse:
             return None, 0, 0
         # The last token is computed in any case: its logits are wanted.
-        return self._index.find(row.tokens, len(row.tokens) - 1)
+        return self._index.find(row.tokens, len(row.tokens) - 1, row.adapter)
 
     def _place(self, row: Row, prefix: Prefix | None, usable: int, plan: Plan) -> bool:
         need = self._room_for(row)
@@ -292,7 +297,7 @@ class Scheduler:
             self.prefix_hits += 1
             self.prefix_tokens += usable
         self._owners += 1
-        row.prefix = Prefix(self._owners, row.tokens, region, row.computed)
+        row.prefix = Prefix(self._owners, row.tokens, region, row.computed, row.adapter)
         self._index.add(row.prefix)
         self.running[row.request.request_id] = row
         return True

@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from samplerpool.config.arguments import EngineConfig
-from samplerpool.config.sampling import PARAMS
+from samplerpool.config.sampling import BASE_ADAPTER, PARAMS
 from samplerpool.engine.base import (
     INTERACTIVE,
     EngineRequest,
@@ -200,6 +200,8 @@ class ScriptedEngine:
     vocab_size = END_OF_SEQUENCE + 1
     supported = frozenset(PARAMS) - UNSUPPORTED
     takes_media = False
+    adapters: tuple[str, ...] = ()
+    adapter = BASE_ADAPTER
 
     def __init__(self, config: EngineConfig) -> None:
         unknown = sorted(set(config.options) - set(_OPTIONS))

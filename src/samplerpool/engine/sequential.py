@@ -19,6 +19,7 @@ from torch import Tensor
 
 from samplerpool.config.arguments import EngineConfig
 from samplerpool.config.sampling import PARAMS
+from samplerpool.engine.adapters import Adapters
 from samplerpool.engine.base import (
     INTERACTIVE,
     EngineRequest,
@@ -184,9 +185,20 @@ class SequentialEngine:
     supported = frozenset(PARAMS)
     takes_media = True
 
-    def __init__(self, model: Any, config: EngineConfig, *, eos_token_ids: frozenset[int], max_model_len: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        config: EngineConfig,
+        *,
+        eos_token_ids: frozenset[int],
+        max_model_len: int,
+        adapters: Adapters | None = None,
+    ) -> None:
         if config.options:
             raise InvalidParameter(f"The sequential engine has no option {', '.join(sorted(config.options))!r}.")
+        self._adapters = adapters or Adapters()
+        self.adapters, self.adapter = self._adapters.names, self._adapters.active
+        self._adapters.attach(model)
         self._model = model
         self._eos_token_ids = eos_token_ids
         self.max_model_len = max_model_len
@@ -261,6 +273,7 @@ class SequentialEngine:
         if row.decoding is None:
             media = row.request.media
             row.decoding = Decoding(self._model, row.tokens, row.longest, media.tensors() if media else None)
+        self._adapters.route([(row.request.params.adapter, len(row.tokens))])
         sampled = self._sampler.sample(row.decoding.next_logits(), [row.sampling])
         row.decoding.append(sampled.token_ids[0])
         return sampled
@@ -299,6 +312,7 @@ class SequentialEngine:
     def close(self) -> None:
         """Drop everything. Idempotent."""
         self._last = None
+        self._adapters.detach()
         for hook in self._hooks:
             hook.remove()
         for rows in (self._turns, *self._queues):

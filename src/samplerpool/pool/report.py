@@ -33,6 +33,7 @@ POOL_FIELDS: tuple[str, ...] = (
 _OF_THE_SUPERVISOR = ("index", "pid", "device", "state", "detail", "restarts", "hangs", "stalled_s", "log")
 _OF_THE_WORKER = (
     "engine",
+    "adapters",
     "picked",
     "running",
     "queued",

@@ -9,6 +9,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from samplerpool.config.arguments import EngineConfig, ModelArguments, SampleArguments
@@ -17,7 +18,7 @@ from samplerpool.data.answers import Answer, RowResult, output_row, row_seed
 from samplerpool.data.media import has_media, with_media_read
 from samplerpool.data.messages import to_v1
 from samplerpool.data.rows import Row, rows_from_dataset
-from samplerpool.engine.base import BATCH, INTERACTIVE, Engine, PromptRenderer, RequestId
+from samplerpool.engine.base import BATCH, INTERACTIVE, Engine, PromptRenderer, RequestId, check_adapter
 from samplerpool.engine.loop import Admitted, EngineLoop, RequestEvent, RequestOutput
 from samplerpool.errors import RenderError, SamplerPoolError
 from samplerpool.samplers.intake import Intake, Job
@@ -62,7 +63,10 @@ class BaseSampler:
         self._started = time.monotonic()
         self._numbers = itertools.count(1)
         engine = engine or _engine_around(args, model, renderer)
-        self._generation_defaults = _honoured(generation_defaults or checkpoint_defaults(model), engine)
+        defaults = _honoured(generation_defaults or checkpoint_defaults(model), engine)
+        # What is switched on in a model of PEFT's answers requests that choose nothing.
+        self._generation_defaults = replace(defaults, adapter=engine.adapter)
+        check_adapter(engine, args.adapter)
         self._loop = EngineLoop(engine, renderer)
         self._intake = Intake(self._loop, renderer, lambda: (self.args, self._generation_defaults))
 
@@ -222,6 +226,7 @@ class BaseSampler:
             "engine": self._loop.engine.name,
             "max_model_len": self._loop.engine.max_model_len,
             "max_batch": self._loop.engine.max_batch,
+            "adapters": list(self._loop.engine.adapters),
             "running": stats.running,
             "queued": stats.queued + self._intake.queued(),
             "tokens_per_s": round(self._loop.tokens_per_s(), 1),
