@@ -99,6 +99,16 @@ def test_options_of_groups_are_read_by_their_fields() -> None:
     assert pool_args == PoolArguments(start_timeout_s=7.0)
 
 
+def test_adapters_have_a_short_option() -> None:
+    given = options_of("--lora", "x=a/b", "--lora", "y=c", "--adapter", "x")
+    model_args, sample_args, _ = arguments_from("m", given.pop("pool"), given.pop("sampling"), given)
+    assert model_args.peft_config == {"name": "lora", "adapter_name_or_path": {"x": "a/b", "y": "c"}}
+    assert sample_args.adapter == "x"
+    given = options_of("--lora", "a", "--peft-config", '{"name": "lora", "adapter_name_or_path": "b"}')
+    with pytest.raises(InvalidParameter, match="by --lora or by --peft-config"):
+        arguments_from("m", given.pop("pool"), given.pop("sampling"), given)
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [

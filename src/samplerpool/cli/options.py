@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
+from samplerpool.config.adapters import lora_config
 from samplerpool.config.arguments import ClientLimits, ModelArguments, PoolArguments, SampleArguments, Supervision
 from samplerpool.config.command_line import value_of
 from samplerpool.config.sampling import ALIASES, PARAMS, sampling_params
@@ -44,7 +45,15 @@ def _bias(value: str) -> tuple[str, float]:
 
 _READERS: dict[str, Callable[[str], Any]] = {"strings": str, "words": _word, "biases": _bias}
 """How one value of such a parameter is written; others are written as in any command line of arguments."""
-_METAVARS = {"int": "N", "float": "X", "strings": "TEXT", "ints": "ID", "words": "TEXT|[ID,...]", "biases": "ID=BIAS"}
+_METAVARS = {
+    "int": "N",
+    "float": "X",
+    "name": "NAME",
+    "strings": "TEXT",
+    "ints": "ID",
+    "words": "TEXT|[ID,...]",
+    "biases": "ID=BIAS",
+}
 _SEVERAL = ("strings", "ints", "words", "biases")
 
 
@@ -220,10 +229,21 @@ LAUNCH_ONLY = ("listen", "advertise", *(each.name for each in (*fields(ClientLim
 
 
 def model_options(command: Command) -> Command:
-    """How a model is loaded and served; the command gets fields of ``ModelArguments`` and ``PoolArguments``."""
+    """How a model is loaded and served.
+
+    The command gets fields of ``ModelArguments`` and ``PoolArguments``, and ``lora``, a short way to say
+    ``peft_config``.
+    """
     pool = [each for name, each in settings_of(PoolArguments).items() if name not in ("pool", *LAUNCH_ONLY)]
     model = [each for name, each in settings_of(ModelArguments).items() if name != "model_name_or_path"]
-    return _with_options(command, [setting_option(each) for each in (*pool, *model)])
+    lora = click.option(
+        "--lora",
+        multiple=True,
+        metavar="[NAME=]PATH",
+        help="LoRA adapter: with a name, requests choose it by --adapter NAME; without, it is merged into the model. "
+        "May be given several times. Needs the extra 'peft'.",
+    )
+    return _with_options(command, [*(setting_option(each) for each in (*pool, *model)), lora])
 
 
 def launch_options(command: Command) -> Command:
@@ -252,9 +272,17 @@ def arguments_from(
     Args:
         sampling: from ``sampling_options``.
         chosen: what ``model_options`` and ``launch_options`` gave the command.
+
+    Raises:
+        InvalidParameter: adapters that contradict each other.
     """
     of_pool = {**chosen, "engine_options": dict(chosen["engine_options"])}
+    adapters = lora_config(of_pool.pop("lora"))
     of_model = {name: of_pool.pop(name) for name in settings_of(ModelArguments) if name in chosen}
+    if adapters is not None:
+        if of_model["peft_config"] is not None:
+            raise InvalidParameter("Give adapters by --lora or by --peft-config, not by both.")
+        of_model["peft_config"] = adapters
     return (
         ModelArguments(model_name_or_path=model, **of_model),
         SampleArguments(**sampling),

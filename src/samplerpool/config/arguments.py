@@ -38,9 +38,9 @@ class ModelArguments:
         dtype: ``auto`` means bfloat16 where the device is fast in it (CUDA), float32 on CPU.
         init_config: how the model is made before its weights are loaded; this and the next three are mappings, or
             their JSON text, each with a ``name``.
-        peft_config: adapters.
+        peft_config: PEFT adapters, merged or to be chosen by request, see ``config.adapters.adapter_plan``.
         kernel_config: kernels that take the place of parts of the model.
-        quant_config: quantization of the weights.
+        quant_config: how the weights are quantized while they are loaded, see ``model.quantization``.
 
     Raises:
         InvalidParameter: one error that names every keyword and value that cannot be.

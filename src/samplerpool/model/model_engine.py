@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from samplerpool.config.adapters import adapter_plan
 from samplerpool.config.arguments import ModelArguments
 from samplerpool.config.sampling import PARAMS, SamplingParams, sampling_params
 from samplerpool.errors import InvalidParameter, SamplerPoolError, StartFailed
 from samplerpool.model.failures import failure_line
 from samplerpool.model.hub import hub_is_reachable
 from samplerpool.model.processors import load_processor, model_class
+from samplerpool.model.quantization import quantization_config
 from samplerpool.model.source import ModelSource, resolve_source
 from samplerpool.rendering.renderer import Renderer
 
@@ -64,7 +66,8 @@ class ModelEngine:
         on_progress: called with a short line when something slow begins.
 
     Attributes:
-        model: in evaluation mode, without gradients, on ``device``.
+        model: in evaluation mode, without gradients, on ``device``; with adapters that are not merged, a ``PeftModel``
+            around it.
         processor: the tokenizer, or of a model that takes images, videos or sounds the processor.
         renderer: with the model's chat template.
         generation_defaults: what the checkpoint's ``generation_config`` says, and nothing more.
@@ -72,8 +75,9 @@ class ModelEngine:
         name: short name to show.
 
     Raises:
-        ModelNotFound: there is no such model, or it may not be read.
-        InvalidParameter: an unknown dtype, or a chat template that does not work.
+        ModelNotFound: there is no such model or adapter, or it may not be read.
+        InvalidParameter: an unknown dtype, a chat template that does not work, or a ``peft_config`` or
+            ``quant_config`` that cannot be.
         StartFailed: it is there, but cannot be loaded.
     """
 
@@ -84,6 +88,8 @@ class ModelEngine:
         _check_plugins(model_args)
         source = resolve_source(model_args.model_name_or_path)
         dtype = torch_dtype(model_args.dtype, device)
+        adapters = adapter_plan(model_args.peft_config)
+        quantization = quantization_config(model_args.quant_config)
         location = _locate(source, dtype, progress)
         progress(f"loading {source.name}")
         with _quiet_transformers():
@@ -99,17 +105,23 @@ class ModelEngine:
                 )
             with _one_sentence("The model", source):
                 auto_class = model_class(self.processor)
-                self.model = _load_model(auto_class, location, model_args, config, dtype).to(device)
+                model = _load_model(auto_class, location, model_args, config, dtype, device, quantization)
+            self.model = model
+            if adapters.paths:
+                from samplerpool.model.adapters import load_adapters
+
+                progress(f"loading {', '.join(adapters.attached) or 'adapters'}")
+                self.model = load_adapters(model, adapters)
         self.name = source.name
         self.device = device
-        self.model_config = self.model.config
-        self.generation_defaults = generation_defaults(self.model.generation_config)
+        self.model_config = model.config
+        self.generation_defaults = generation_defaults(model.generation_config)
         self.max_model_len = max_model_len(self.model_config, getattr(self.processor, "tokenizer", self.processor))
         self.renderer = Renderer(
             self.processor,
             template=model_args.template,
             custom_chat_template=model_args.custom_chat_template,
-            eos_token_ids=eos_token_ids(self.model.generation_config, self.model_config),
+            eos_token_ids=eos_token_ids(model.generation_config, self.model_config),
         )
 
 
@@ -122,13 +134,12 @@ KERNEL_NAMES = ("auto",)
 
 def _check_plugins(model_args: ModelArguments) -> None:
     """Refuse what is asked of a plugin and would not be done."""
-    known = {"init_config": INIT_NAMES, "kernel_config": KERNEL_NAMES, "peft_config": (), "quant_config": ()}
+    known = {"init_config": INIT_NAMES, "kernel_config": KERNEL_NAMES}
     problems = []
     for argument, names in known.items():
         config = getattr(model_args, argument)
         if config is not None and config["name"] not in names:
-            there_is = f"there is {', '.join(names)}" if names else "there is none yet; leave it out"
-            problems.append(f"{argument} has no {config['name']!r}; {there_is}.")
+            problems.append(f"{argument} has no {config['name']!r}; there is {', '.join(names)}.")
         elif config is not None and (rest := sorted(set(config) - {"name"})):
             problems.append(f"{argument} {config['name']!r} takes nothing else; leave {', '.join(rest)} out.")
     if problems:
@@ -207,8 +218,21 @@ def _load_config(location: _Location, model_args: ModelArguments) -> Any:
 
 
 def _load_model(
-    auto_class: Any, location: _Location, model_args: ModelArguments, config: Any, dtype: torch.dtype
+    auto_class: Any,
+    location: _Location,
+    model_args: ModelArguments,
+    config: Any,
+    dtype: torch.dtype,
+    device: str,
+    quantization: Any,
 ) -> Any:
+    import torch
+
+    # Quantized weights cannot always be moved, and are made where they are to be.
+    quantized = quantization is not None or getattr(config, "quantization_config", None) is not None
+    in_place = {"device_map": {"": device}} if quantized and torch.device(device).type != "cpu" else {}
+    if quantization is not None:
+        in_place["quantization_config"] = quantization
     model = auto_class.from_pretrained(
         location.path,
         config=config,
@@ -216,8 +240,10 @@ def _load_model(
         trust_remote_code=model_args.trust_remote_code,
         dtype=dtype,
         attn_implementation=model_args.flash_attn,
+        **in_place,
     )
-    return model.eval().requires_grad_(False)
+    model = model.eval().requires_grad_(False)
+    return model if quantized else model.to(device)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
+from samplerpool.config.adapters import adapter_plan
 from samplerpool.config.arguments import ModelArguments, PoolArguments, SampleArguments
 from samplerpool.config.folders import log_folder, runtime_folder, shared_runtime_folder
 from samplerpool.errors import SamplerPoolError, StartFailed, UsageError
@@ -98,7 +99,7 @@ def pool_settings(
 
 
 def checked_model(model_args: ModelArguments, pool_args: PoolArguments) -> ModelArguments:
-    """Notice a model or a rendering plugin that is not there before anything is started.
+    """Notice a model, an adapter or a rendering plugin that is not there before anything is started.
 
     Returns:
         The same, but for a plugin that is registered here, as workers find it.
@@ -108,10 +109,12 @@ def checked_model(model_args: ModelArguments, pool_args: PoolArguments) -> Model
     """
     if pool_args.engine == "scripted":
         return model_args
-    from samplerpool.model.source import resolve_source
+    from samplerpool.model.source import resolve_adapter, resolve_source
     from samplerpool.rendering.plugins import portable_name
 
     resolve_source(model_args.model_name_or_path)
+    for path in adapter_plan(model_args.peft_config).paths:
+        resolve_adapter(path)
     if model_args.template is None:
         return model_args
     return replace(model_args, template=portable_name(model_args.template))
