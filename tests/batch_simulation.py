@@ -27,12 +27,12 @@ class SimulatedRun(ABC):
     Args:
         seed: of everything that is drawn.
         count: rows of the input.
-        samples, ahead: as for ``BatchState``.
+        samples: as for ``BatchState``.
     """
 
-    def __init__(self, seed: int, *, count: int, workers: int, samples: int = 1, ahead: int | None = None) -> None:
+    def __init__(self, seed: int, *, count: int, workers: int, samples: int = 1) -> None:
         self.random = random.Random(seed)
-        self.state = BatchState(seed, samples, ahead)
+        self.state = BatchState(seed, samples)
         self.count, self.read = count, 0
         self.max_batch = {worker: self.random.randint(1, 6) for worker in range(workers)}
         self.holds: dict[int, list[Job]] = {worker: [] for worker in range(workers)}

@@ -103,20 +103,20 @@ class Pool:
         return self._together(requests) if requests.together else self._in_turn(requests)
 
     def _together(self, requests: Requests) -> Outcome:
-        texts: list[str] = []
-        tokens: list[int] = []
+        answers: dict[int, Any] = {}
 
         def take(result: Any) -> None:
             if result.error is not None:
                 raise result.error
-            texts.append(result.answer.text)
-            tokens.append(result.answer.completion_tokens)
+            answers[result.row.index] = result.answer
 
         rows = [Row(number, messages=list(messages)) for number, messages in enumerate(requests.conversations)]
         params = {"temperature": 0.0, "max_new_tokens": requests.max_new_tokens}
         start = time.perf_counter()
         run_batch(self._sampler.connection, rows, params=params, on_result=take)
-        return Outcome(time.perf_counter() - start, texts, sum(tokens))
+        elapsed_s = time.perf_counter() - start
+        texts = [answers[number].text for number in range(len(rows))]
+        return Outcome(elapsed_s, texts, sum(answer.completion_tokens for answer in answers.values()))
 
     def _in_turn(self, requests: Requests) -> Outcome:
         texts: list[str] = []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -15,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from samplerpool.batch.journal import HEADER, Journal
 from samplerpool.batch.runner import run_batch
 from samplerpool.data.answers import RowResult
 from samplerpool.data.rows import rows_from_dataset
@@ -44,7 +47,7 @@ def running(sampler: SyncSampler) -> int:
 # ---- within this process --------------------------------------------------------------------------------------------
 
 
-def test_many_rows_over_two_workers_come_back_in_order() -> None:
+def test_many_rows_over_two_workers_come_back_each_once_as_they_finish() -> None:
     """Lengths differ, so answers overtake one another."""
     prompts = [f"[[say:answer {i} {'x' * (i * 37 % 50)}]]" for i in range(200)]
     results: list[RowResult] = []
@@ -52,6 +55,8 @@ def test_many_rows_over_two_workers_come_back_in_order() -> None:
         summary = run_batch(
             sampler.connection, rows_from_dataset(prompts), params={}, on_result=results.append, total=200
         )
+    assert [r.row.index for r in results] != list(range(200))
+    results.sort(key=lambda result: result.row.index)
     assert [r.row.index for r in results] == list(range(200))
     texts = [r.answer.text for r in results if r.answer]
     assert texts == [f"answer {i} {'x' * (i * 37 % 50)}" for i in range(200)]
@@ -139,7 +144,7 @@ class Batch:
 
     def __init__(self, folder: Path, *arguments: str, source: str = "in.jsonl", output: str = "out.jsonl") -> None:
         self.output = folder / output
-        self.partial = folder / f"{output}.partial"
+        self.journal = folder / f"{output}.journal"
         self._said = [folder.with_name(f"{folder.name}-{output}.{name}") for name in ("stdout", "stderr")]
         command = [sys.executable, "-m", "samplerpool", "batch", str(folder / source), "--output", str(self.output)]
         with self._said[0].open("wb") as stdout, self._said[1].open("wb") as stderr:
@@ -168,10 +173,15 @@ class Batch:
             self.process.wait()
 
     def has_rows(self) -> bool:
-        return self.partial.exists() and self.partial.stat().st_size > 0
+        return self.journal.exists() and self.journal.stat().st_size > len(HEADER)
 
-    def rows(self, path: Path | None = None) -> list[Any]:
-        return [json.loads(line) for line in (path or self.output).read_text().splitlines()]
+    def rows(self) -> list[Any]:
+        return [json.loads(line) for line in self.output.read_text().splitlines()]
+
+    def finished(self) -> list[Any]:
+        """The rows that an interrupted run has left, in order."""
+        with Journal(self.journal, 1) as journal:
+            return [json.loads(line) for line in journal.lines()]
 
 
 def write_rows(path: Path, prompts: list[str]) -> None:
@@ -197,7 +207,7 @@ def test_a_broken_line_is_an_error_row_that_names_it(tmp_path: Path) -> None:
     assert "50 rows in " in batch.stdout
     assert "49 answered, 1 with errors (BadRow 1)" in batch.stdout
     assert "run seed 4 " in batch.stdout
-    assert not batch.partial.exists()
+    assert not batch.journal.exists()
 
 
 def test_an_error_stops_the_batch_where_that_is_asked_for(tmp_path: Path) -> None:
@@ -205,8 +215,9 @@ def test_an_error_stops_the_batch_where_that_is_asked_for(tmp_path: Path) -> Non
     batch = Batch(tmp_path, "--model", "none", "--engine", "scripted", "--on-error", "stop", "--system", "Be brief.")
     assert batch.ends() == 1
     assert "Error: Row 2 failed, and --on-error is stop: EngineError:" in batch.stderr
-    assert [row["generation"]["text"] for row in batch.rows(batch.partial)] == ["one", "two"]
-    assert batch.rows(batch.partial)[0]["messages"][0]["role"] == "system"
+    finished = batch.finished()
+    assert {row["generation"]["text"] for row in finished} < {"one", "two", "four"}
+    assert all(row["messages"][0]["role"] == "system" and not row["generation"]["error"] for row in finished)
     assert not batch.output.exists()
 
 
@@ -258,10 +269,11 @@ def test_ctrl_c_finishes_what_runs_and_keeps_it(tmp_path: Path) -> None:
     batch.interrupt()
     assert batch.ends() == 130, batch.stderr
     assert "Stopping: the " in batch.stderr
-    assert f"interrupted; the finished rows are in {batch.partial}" in batch.stdout
-    rows = batch.rows(batch.partial)
+    assert re.search(
+        rf"interrupted; \d+ answers are in {batch.journal}; to go on: samplerpool .* --resume", batch.stdout
+    )
+    rows = batch.finished()
     assert 0 < len(rows) < 3000
-    assert [row["generation"]["index"] for row in rows] == list(range(len(rows)))
     assert all(row["generation"]["text"] and row["generation"]["error"] is None for row in rows)
     assert not batch.output.exists()
 
@@ -275,5 +287,77 @@ def test_ctrl_c_twice_stops_at_once_and_frees_the_workers(tmp_path: Path) -> Non
         eventually(lambda: "Stopping: the " in batch.stderr, "the first Ctrl-C is answered")
         batch.interrupt()
         assert batch.ends() == 130
-        assert [row["generation"]["text"] for row in batch.rows(batch.partial)] == ["quick"]
+        assert [row["generation"]["text"] for row in batch.finished()] == ["quick"]
         eventually(lambda: running(sampler) == 0, "the workers have dropped the rows")
+
+
+# ---- going on -------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_that_is_killed_over_and_over_gives_the_output_of_one_that_is_not(tmp_path: Path) -> None:
+    prompts = [f"[[tokens:{5 + i % 7}]][[pace:0.02]] {i}" for i in range(2500)]
+    prompts[7] = "[[fail]]"
+    write_rows(tmp_path / "in.jsonl", prompts)
+    dice = random.Random(5)
+    with pool(workers=2) as sampler:
+        options = (*connect(sampler), "--seed", "11")
+        assert Batch(tmp_path, *options, output="whole.jsonl").ends() == 3
+        kills = 0
+        while True:
+            batch = Batch(tmp_path, *options, "--resume")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                assert batch.process.wait(0.9 + dice.random() / 2) == 3, batch.stderr
+                break
+            os.killpg(batch.process.pid, signal.SIGKILL)
+            batch.process.wait()
+            kills += 1
+            with batch.journal.open("ab") as journal:  # as a write that was cut off leaves it
+                journal.write(dice.randbytes(dice.randrange(60)))
+    assert kills > 1
+    assert batch.output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "in.jsonl", "out.jsonl", "out.jsonl.run.json", "whole.jsonl", "whole.jsonl.run.json",
+    ]  # fmt: skip
+
+
+def test_going_on_with_something_changed_is_refused_and_says_what(tmp_path: Path) -> None:
+    write_rows(
+        tmp_path / "in.jsonl",
+        ["one", "[[tokens:10]][[pace:0.2]][[fail:4]]", "three", *["[[tokens:40]][[pace:0.1]]"] * 20],
+    )
+    with pool() as sampler:
+        stopped = Batch(tmp_path, *connect(sampler), "--seed", "1", "--temperature", "0.5", "--on-error", "stop")
+        assert stopped.ends() == 1
+        assert stopped.finished()
+        assert "to go on: samplerpool batch" in stopped.stderr
+
+        codes: list[int] = []
+
+        def go_on(*arguments: str) -> Batch:
+            batch = Batch(tmp_path, *connect(sampler), *arguments)
+            codes.append(batch.ends())
+            return batch
+
+        plain = go_on("--seed", "1", "--temperature", "0.5")
+        assert "--resume to go on" in plain.stderr
+        other = go_on("--resume", "--seed", "2", "--top-k", "5", "--system", "Be brief.")
+        for change in (
+            'system: was null, is "Be brief."',
+            "params.temperature: was 0.5, is null",
+            "params.top_k: was null, is 5",
+        ):
+            assert change in other.stderr
+        seeded = go_on("--resume", "--seed", "2", "--temperature", "0.5")
+        assert "has the seed 1, not 2" in seeded.stderr
+        rows = (tmp_path / "in.jsonl").read_text().splitlines(keepends=True)
+        (tmp_path / "in.jsonl").write_text("".join(rows[:-1]))
+        assert "input_bytes: was" in go_on("--resume", "--temperature", "0.5").stderr
+        (tmp_path / "in.jsonl").write_text("".join([rows[0].replace("one", "two"), *rows[1:]]))
+        edited = go_on("--resume", "--temperature", "0.5")
+        assert "Row 0 of the input is not what it was" in edited.stderr
+        (tmp_path / "in.jsonl").write_text("".join(rows))
+        done = go_on("--resume", "--temperature", "0.5")
+        assert len(done.rows()) == 23
+        again = go_on("--resume", "--temperature", "0.5")
+        assert again.stdout == f"{again.output} is complete already\n"
+        assert codes == [1, 1, 1, 1, 1, 3, 0]

@@ -53,6 +53,7 @@ def run(
     summary = run_batch(
         sampler.connection, rows_from_dataset(prompts), params={"seed": 5, **params}, on_result=on_result
     )
+    results.sort(key=lambda result: (result.row.index, result.sample))
     return results, summary
 
 

@@ -1,16 +1,9 @@
-"""Output rows, their file, and the figures of a run."""
+"""Output rows, and the figures of a run."""
 
-import resource
-from pathlib import Path
-
-import pytest
-
-from samplerpool.batch.output import OutputFile
 from samplerpool.batch.tally import Tally, WorkerTally
 from samplerpool.data.answers import Answer, RowResult, output_row
-from samplerpool.data.json_text import to_json
 from samplerpool.data.rows import Row, row_from
-from samplerpool.errors import BadRow, BatchError, OutputExists
+from samplerpool.errors import BadRow
 
 
 def text(role, value):
@@ -76,105 +69,6 @@ def test_an_error_row_keeps_what_could_be_read():
     }
 
 
-def test_the_file_appears_only_at_the_end(tmp_path):
-    path = tmp_path / "out.jsonl"
-    with OutputFile(path) as output:
-        output.write({"a": 1})
-        output.flush()
-        assert not path.exists()
-        assert output.partial.read_text() == '{"a":1}\n'
-        output.write({"a": 2})
-        output.finish()
-    assert path.read_text() == '{"a":1}\n{"a":2}\n'
-    assert [p.name for p in tmp_path.iterdir()] == ["out.jsonl"]
-
-
-def test_an_existing_output_is_refused_before_anything_is_touched(tmp_path):
-    path = tmp_path / "out.jsonl"
-    path.write_text("old")
-    with pytest.raises(OutputExists, match="--overwrite"):
-        OutputFile(path)
-    assert [p.name for p in tmp_path.iterdir()] == ["out.jsonl"]
-    with OutputFile(path, overwrite=True) as output:
-        output.write({"a": 1})
-        assert path.read_text() == "old"
-        output.finish()
-    assert path.read_text() == '{"a":1}\n'
-
-
-def test_an_output_that_appears_meanwhile_is_not_replaced(tmp_path):
-    path = tmp_path / "out.jsonl"
-    with OutputFile(path) as output:
-        output.write({"a": 1})
-        path.write_text("somebody else's")
-        with pytest.raises(OutputExists, match="appeared"):
-            output.finish()
-    assert path.read_text() == "somebody else's"
-    assert (tmp_path / "out.jsonl.partial").read_text() == '{"a":1}\n'
-
-
-def test_what_an_interrupted_run_left_is_not_lost(tmp_path):
-    path = tmp_path / "out.jsonl"
-    with OutputFile(path) as output:
-        output.write({"a": 1})  # and leave without finish
-    partial = tmp_path / "out.jsonl.partial"
-    assert partial.read_text() == '{"a":1}\n'
-    with pytest.raises(OutputExists, match="interrupted run left it"):
-        OutputFile(path)
-    assert partial.read_text() == '{"a":1}\n'
-    with OutputFile(path, overwrite=True) as output:
-        output.finish()
-    assert [p.name for p in tmp_path.iterdir()] == ["out.jsonl"]
-
-
-def test_an_interrupted_run_without_rows_leaves_nothing(tmp_path):
-    with OutputFile(tmp_path / "out.jsonl"):
-        pass
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_two_runs_do_not_write_the_same_file(tmp_path):
-    path = tmp_path / "out.jsonl"
-    with OutputFile(path) as output:
-        output.write({"a": 1})
-        output.flush()
-        with pytest.raises(OutputExists, match="Another batch"):
-            OutputFile(path, overwrite=True)
-        output.finish()
-    assert path.read_text() == '{"a":1}\n'
-
-
-def test_places_where_nothing_can_be_written(tmp_path):
-    with pytest.raises(BatchError, match=r"folder .*none does not exist"):
-        OutputFile(tmp_path / "none" / "out.jsonl")
-    with pytest.raises(BatchError, match="not a regular file"):
-        OutputFile(Path("/dev/null"), overwrite=True)
-    with pytest.raises(BatchError, match="not a regular file"):
-        OutputFile(tmp_path)
-
-
-def test_a_full_disk_costs_no_finished_row(tmp_path):
-    """A limit on the file's size stands in for the full disk: the system writes a part of a row, then refuses."""
-    row = {"a": "x" * 100}
-    line = to_json(row) + b"\n"
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    output = OutputFile(tmp_path / "out.jsonl")
-    with output:
-        for _ in range(10):
-            output.write(row)
-        output.flush()
-        for _ in range(10):
-            output.write(row)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (len(line) * 15 + 30, hard))
-        try:
-            with pytest.raises(BatchError, match=r"File too large.* 15 complete rows are kept"):
-                output.flush()
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert output.partial.read_bytes() == line * 15
-    assert not output.path.exists()
-
-
 def test_figures_of_a_run():
     tally = Tally(100.0, total=4)
     tally.workers = {1: WorkerTally(1), 0: WorkerTally(0)}
@@ -199,3 +93,12 @@ def test_time_left_is_told_from_the_rows_done():
         tally.answer(0, answered("q").answer)
     assert tally.progress(8.0, [], frozenset()).left_s == 12.0
     assert Tally(0.0).progress(5.0, [], frozenset()).left_s is None
+
+
+def test_rows_of_an_earlier_run_are_done_but_tell_nothing_of_the_time_left():
+    tally = Tally(0.0, total=10, before=4)
+    tally.workers = {0: WorkerTally(0)}
+    for _ in range(2):
+        tally.answer(0, answered("q").answer)
+    progress = tally.progress(8.0, [], frozenset())
+    assert (progress.done, progress.left_s) == (6, 16.0)

@@ -15,14 +15,12 @@ from samplerpool.errors import SamplerPoolError
 
 
 class Slot:
-    """A row between reading and giving back: its answers as they come, one place a sample."""
+    """What the samples of a row have in common: they stand and fall together where one kills its worker."""
 
-    __slots__ = ("missing", "results", "row")
+    __slots__ = ("row",)
 
-    def __init__(self, row: Row, samples: int) -> None:
+    def __init__(self, row: Row) -> None:
         self.row = row
-        self.results: list[RowResult | None] = [None] * samples
-        self.missing = samples
 
 
 @dataclass(slots=True, eq=False)
@@ -122,7 +120,7 @@ class Assign:
 
 @dataclass(slots=True)
 class Emit:
-    """Give this result back. They come ordered by (row, sample)."""
+    """Give this result back: it is final."""
 
     result: RowResult
 

@@ -1,65 +1,105 @@
-"""The output file of a batch: written beside its final name, complete rows only, and put in place at the end.
+"""The output of a batch: a journal while it runs, the file when all rows are there.
 
-Rows go to ``FILE.partial``, so that whatever ends a run early, even SIGKILL, leaves what was finished under a name that
-cannot be mistaken for the whole.
+Beside ``FILE`` stand ``FILE.journal``, to which each row goes as it finishes, and ``FILE.run.json``, which says what
+run it is. When the last row is there, ``FILE`` is put together in input order as ``FILE.partial`` and put in place; the
+journal goes, the manifest stays. Until then whatever ends the run leaves a journal with which it can go on.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
+from samplerpool.batch.journal import FLUSH_BYTES, Finished, Journal, Outcome, row_hash
+from samplerpool.batch.manifest import Manifest, sync_folder
+from samplerpool.data.answers import RowResult, output_row
 from samplerpool.data.json_text import to_json
-from samplerpool.errors import BatchError, OutputExists
+from samplerpool.data.rows import Row
+from samplerpool.errors import BatchError, FingerprintMismatch, OutputExists
 
-FLUSH_BYTES = 1 << 18
-PARTIAL_SUFFIX = ".partial"
+JOURNAL_SUFFIX, MANIFEST_SUFFIX, PARTIAL_SUFFIX = ".journal", ".run.json", ".partial"
+SYNC_INTERVAL_S = 1.0
+"""What a power cut can cost: the rows of so many seconds, which are then answered again."""
+
 _UNLINKABLE = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
 """What file systems without hard links answer."""
 
 
-class OutputFile:
-    """A JSONL file in the making. Everything that would spoil the end of the run is checked at once.
+class BatchOutput:
+    """A run's output in the making. Everything that would spoil the end of the run is checked at once.
 
     Args:
-        path: the final name; a symbolic link is followed.
-        overwrite: replace what stands there.
+        path: the file's final name; a symbolic link is followed.
+        samples: answers per row.
+        resume: go on with what an earlier run left, if it left anything.
+        overwrite: forget that, and replace what stands at ``path``.
+
+    ``finished`` are the rows that are there; ``complete`` says that ``path`` is.
 
     Raises:
         OutputExists: the output, or what an earlier run left of it, is there already, or is being written.
-        BatchError: it cannot be written there.
+        BatchError: it cannot be written there; the manifest cannot be read.
     """
 
-    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
+    def __init__(self, path: Path, samples: int = 1, *, resume: bool = False, overwrite: bool = False) -> None:
         self.path = Path(os.path.realpath(path))
-        self.partial = self.path.with_name(self.path.name + PARTIAL_SUFFIX)
-        self.rows = 0
+        self.journal_path, self._manifest_path, self.partial = (
+            self.path.with_name(self.path.name + suffix) for suffix in (JOURNAL_SUFFIX, MANIFEST_SUFFIX, PARTIAL_SUFFIX)
+        )
+        self.complete = False
+        self.unanswered = 0
+        self.manifest: Manifest | None = None
+        self.finished = Finished(samples)
+        self._open: Journal | None = None
+        self._samples = samples
         self._overwrite = overwrite
-        self._pending: list[bytes] = []
-        self._pending_bytes = 0
-        self._good_bytes = 0
-        self._check_place()
-        self._handle = self._open()
+        self._synced_at = time.monotonic()
+        self._check_folder()
+        begun = self.journal_path.exists() and not overwrite
+        there = self._output_is_there()
+        if there and resume and not begun:
+            self.complete = True
+            return
+        if there and not overwrite and not begun:
+            raise self._exists()
+        if begun and not resume:
+            raise OutputExists(
+                f"{self.journal_path} is there already: an interrupted run left it, or another one is writing it. Give "
+                "--resume to go on with it, or --overwrite to begin anew.",
+                path=str(self.journal_path),
+            )
+        if begun:
+            self.manifest = Manifest.read(self._manifest_path)
+            self._overwrite = self.manifest.overwrite
+        if self.manifest is not None and self.manifest.samples != samples:
+            raise BatchError(
+                f"The run that is to go on has {self.manifest.samples} answers a row, not {samples} "
+                "(--num-return-sequences)."
+            )
+        self._open = Journal(self.journal_path, samples, fresh=not begun)
+        self.finished = self._open.finished
 
-    def _check_place(self) -> None:
+    def _check_folder(self) -> None:
         folder = self.path.parent
         if not folder.is_dir():
             raise BatchError(f"The output folder {folder} does not exist; make it, or choose another --output.")
+
+    def _output_is_there(self) -> bool:
         try:
             mode = os.stat(self.path).st_mode
         except FileNotFoundError:
-            return
+            return False
         except OSError as error:
             raise self._unwritable(error) from error
         if not stat.S_ISREG(mode):
             raise BatchError(f"The output {self.path} is not a regular file; choose another --output.")
-        if not self._overwrite:
-            raise self._exists()
+        return True
 
     def _exists(self) -> OutputExists:
         return OutputExists(
@@ -67,92 +107,133 @@ class OutputFile:
             path=str(self.path),
         )
 
-    def _open(self) -> int:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (0 if self._overwrite else os.O_EXCL)
-        try:
-            handle = os.open(self.partial, flags, 0o666)
-        except FileExistsError as error:
-            raise OutputExists(
-                f"{self.partial} is there already: an interrupted run left it, or another one is writing it. "
-                "Move it away, or give --overwrite to replace it.",
-                path=str(self.partial),
-            ) from error
-        except OSError as error:
-            raise self._unwritable(error) from error
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(handle, 0)
-        except BlockingIOError as error:
-            os.close(handle)
-            raise OutputExists(
-                f"Another batch is writing {self.partial}; wait for it, or choose another --output.",
-                path=str(self.partial),
-            ) from error
-        except OSError as error:
-            os.close(handle)
-            raise self._unwritable(error) from error
-        return handle
+    @property
+    def _journal(self) -> Journal:
+        assert self._open is not None, "the output is complete"
+        return self._open
 
-    def write(self, row: dict[str, Any]) -> None:
-        """Append a row.
+    def begin(self, manifest: Manifest, *, accept_changes: bool = False) -> Manifest:
+        """Note what run this is, or see that it is still the same one.
+
+        Args:
+            accept_changes: go on with what is different now.
+
+        Returns:
+            The run's manifest, whose seed holds.
 
         Raises:
-            BatchError: it cannot be written; the complete rows before it are kept.
-        """
-        line = to_json(row) + b"\n"
-        self._pending.append(line)
-        self._pending_bytes += len(line)
-        self.rows += 1
-        if self._pending_bytes >= FLUSH_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        """Hand what was written to the system.
-
-        Raises:
-            BatchError
-        """
-        data, self._pending, self._pending_bytes = b"".join(self._pending), [], 0
-        written = 0
-        try:
-            while written < len(data):
-                written += os.write(self._handle, data[written:] if written else data)
-        except OSError as error:
-            self._keep_complete_rows(data, written)
-            raise self._unwritable(error) from error
-        self._good_bytes += len(data)
-
-    def _keep_complete_rows(self, data: bytes, written: int) -> None:
-        complete = data.rfind(b"\n", 0, written) + 1
-        self._good_bytes += complete
-        self.rows -= data.count(b"\n", complete)
-        os.ftruncate(self._handle, self._good_bytes)
-        os.lseek(self._handle, self._good_bytes, os.SEEK_SET)
-
-    def _unwritable(self, error: OSError) -> BatchError:
-        kept = f" {self.rows} complete rows are kept in {self.partial}." if self.rows else ""
-        return BatchError(f"The output {self.path} cannot be written: {error.strerror}.{kept}", path=str(self.path))
-
-    def finish(self) -> None:
-        """Put the file in its place: all rows are there.
-
-        Raises:
-            OutputExists: somebody else made the output meanwhile; this one stays in ``partial``.
+            FingerprintMismatch: it is another run, and what is different.
             BatchError: it cannot be written.
         """
-        self.flush()
+        if self.manifest is not None:
+            changes = self.manifest.changes(manifest)
+            if changes and not accept_changes:
+                raise FingerprintMismatch(
+                    f"This is not the run that {self.journal_path} is of any more. {'; '.join(changes)}. Undo that, "
+                    "or give --accept-changes to answer the remaining rows as things are now."
+                )
+            return self.manifest
         try:
-            os.fsync(self._handle)
+            manifest.write(self._manifest_path)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self.manifest = manifest
+        return manifest
+
+    # ---- rows -----------------------------------------------------------------------------------------------------
+
+    def missing(self, rows: Iterable[Row], *, whole: bool = True) -> Iterator[Row]:
+        """The rows that are still to be answered; of those that are there, that they are the same as they were.
+
+        Args:
+            whole: these are all rows of the input.
+
+        Raises:
+            FingerprintMismatch: they are not.
+        """
+        finished, rows_before, index = self.finished, self.finished.rows, -1
+        for row in rows:
+            index = row.index
+            done = frozenset(sample for sample in range(self._samples) if finished.has(row.index, sample))
+            if done and not finished.same_input(row.index, row_hash(row.columns)):
+                raise FingerprintMismatch(
+                    f"Row {row.index} of the input is not what it was when it was answered, so what is left of "
+                    "it may not be the rest. Bring the input back, or begin anew with --overwrite.",
+                    row=row.index,
+                )
+            if len(done) < self._samples:
+                row.finished = done
+                yield row
+        if whole and index + 1 < rows_before:
+            raise FingerprintMismatch(
+                f"The input has {index + 1:,} rows, and there were at least {rows_before:,} when the run began. Bring "
+                "them back, or begin anew with --overwrite."
+            )
+
+    def write(self, result: RowResult) -> None:
+        """Note a finished row. What failed for no fault of its own is not finished, and only counted.
+
+        Raises:
+            BatchError: it cannot be written; what was written before stays.
+        """
+        if result.transient:
+            self.unanswered += 1
+            return
+        outcome = Outcome.ANSWERED if result.error is None else Outcome.ERROR
+        line = to_json(output_row(result, self._samples)) + b"\n"
+        self._journal.append(result.row.index, result.sample, outcome, row_hash(result.row.columns), line)
+
+    def keep_safe(self) -> None:
+        """Hand what there is to the system, and every second to the disk. To be called a few times a second.
+
+        Raises:
+            BatchError: as for ``write``.
+        """
+        self._journal.flush()
+        if time.monotonic() - self._synced_at >= SYNC_INTERVAL_S:
+            self._journal.sync()
+            self._synced_at = time.monotonic()
+
+    # ---- the end --------------------------------------------------------------------------------------------------
+
+    def assemble(self) -> None:
+        """All rows are there: put the file together, put it in its place, and remove the journal.
+
+        If it is interrupted, it can be done again.
+
+        Raises:
+            OutputExists: somebody else made the output meanwhile.
+            BatchError: it cannot be written; the journal stays.
+        """
+        self._journal.sync()
+        self._check_room()
+        try:
+            with open(self.partial, "wb", buffering=FLUSH_BYTES) as file:
+                file.writelines(self._journal.lines())
+                file.flush()
+                os.fsync(file.fileno())
             self._put_in_place()
+            sync_folder(self.path.parent)
+            self.journal_path.unlink()
         except FileExistsError as error:
             raise OutputExists(
-                f"The output file {self.path} appeared while the batch ran; this run's rows are in {self.partial}.",
+                f"The output file {self.path} appeared while the batch ran; this run's rows are in {self.partial}, and "
+                "in its journal. Move one of them away, and give --resume.",
                 path=str(self.path),
             ) from error
         except OSError as error:
             raise self._unwritable(error) from error
-        finally:
-            self._close()
+        self.complete = True
+
+    def _check_room(self) -> None:
+        system = os.statvfs(self.path.parent)
+        room, needed = system.f_bavail * system.f_frsize, self.finished.text_bytes
+        if room < needed:
+            raise BatchError(
+                f"All rows are answered, but there is no room to put {self.path} together: it takes {needed:,} bytes "
+                f"beside the journal, and {room:,} are free. Make room, and give --resume.",
+                path=str(self.path),
+            )
 
     def _put_in_place(self) -> None:
         if not self._overwrite:
@@ -160,31 +241,40 @@ class OutputFile:
                 os.link(self.partial, self.path)  # unlike a rename, never replaces anything
                 os.unlink(self.partial)
                 return
+            except FileExistsError:
+                if not self._is_ours():
+                    raise
             except OSError as error:
                 if error.errno not in _UNLINKABLE:
                     raise
-            if self.path.exists():
-                raise FileExistsError(self.path)
+                if self.path.exists() and not self._is_ours():
+                    raise FileExistsError(self.path) from error
         os.replace(self.partial, self.path)
 
-    def keep_partial(self) -> Path | None:
-        """End early and leave the rows in ``partial``; without a row, leave nothing.
+    def _is_ours(self) -> bool:
+        """Whether what stands there is what this run put there before it was killed: the same bytes."""
+        with open(self.path, "rb") as there, open(self.partial, "rb") as ours:
+            while (some := ours.read(FLUSH_BYTES)) == there.read(FLUSH_BYTES):
+                if not some:
+                    return True
+        return False
 
-        Returns:
-            Where the rows are, or None.
-        """
+    def _unwritable(self, error: OSError) -> BatchError:
+        return BatchError(f"The output {self.path} cannot be written: {error.strerror}.", path=str(self.path))
+
+    def close(self) -> None:
+        """Leave what is finished in the journal; without a row, leave nothing. Idempotent."""
+        if self._open is None:
+            return
+        journal, self._open = self._open, None
         try:
-            self.flush()
+            if not self.complete:
+                journal.sync()
         finally:
-            self._close()
-            if not self.rows:
-                self.partial.unlink(missing_ok=True)
-        return self.partial if self.rows else None
-
-    def _close(self) -> None:
-        if self._handle >= 0:
-            os.close(self._handle)
-            self._handle = -1
+            journal.close()
+            if not self.complete and not journal.finished.count:
+                self.journal_path.unlink(missing_ok=True)
+                self._manifest_path.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self
@@ -192,5 +282,4 @@ class OutputFile:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._handle >= 0:
-            self.keep_partial()
+        self.close()

@@ -78,6 +78,7 @@ def run_batch(
     stop: StopSwitch | None = None,
     total: int | None = None,
     fetch_media: bool = False,
+    before: int = 0,
 ) -> BatchSummary:
     """Answer rows with all workers of a pool.
 
@@ -85,11 +86,12 @@ def run_batch(
         rows: read a little ahead of the workers, on the calling thread.
         params: sampling parameters of all rows; ``num_return_sequences`` is how many samples each row gets.
         run_seed: from which each answer's seed is derived; else ``params["seed"]``, else drawn.
-        on_result: called for each result, ordered by (row, sample); what it raises ends the run.
+        on_result: called for each result as it comes; what it raises ends the run.
         on_progress: called a few times a second.
         stop: ends the run early.
         total: how many rows there will be, for the progress's time left.
         fetch_media: get images, videos and sounds from ``http(s):`` URLs, too.
+        before: of their answers, how many an earlier run has, which are not among ``rows``.
 
     Raises:
         InvalidParameter: among ``params``.
@@ -102,7 +104,7 @@ def run_batch(
     if run_seed is None:
         run_seed = secrets.randbelow(2**32) if seed is None else seed
     state = BatchState(run_seed, samples)
-    tally = Tally(time.monotonic(), None if total is None else total * samples)
+    tally = Tally(time.monotonic(), None if total is None else total * samples, before)
     run = _Run(connection, iter(rows), given, state, tally, on_result, on_progress, stop or StopSwitch(), fetch_media)
     complete = run.go()
     return tally.summary(time.monotonic(), run_seed, complete=complete)
@@ -125,16 +127,17 @@ def infer(
     Raises:
         BatchError, InvalidParameter, UnsupportedParameter, UsageError
     """
-    samples: list[Sample] = []
+    results: list[RowResult] = []
     count = sampling_params(params).num_return_sequences or 1
     run_batch(
         connection,
         rows_from_dataset(dataset),
         params=params,
-        on_result=lambda result: samples.append(cast(Sample, output_row(result, count))),
+        on_result=results.append,
         fetch_media=fetch_media,
     )
-    return samples
+    results.sort(key=lambda result: (result.row.index, result.sample))
+    return [cast(Sample, output_row(result, count)) for result in results]
 
 
 class _Run:

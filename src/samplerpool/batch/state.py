@@ -1,9 +1,9 @@
 """The course of one batch run as a state machine: events in, actions out; no clock, socket or file.
 
-Rows are read ahead a little, cut into jobs (one a sample), handed out in shards, and given back in input order, each
+Rows are read ahead a little, cut into jobs (one a sample), handed out in shards, and given back as they finish, each
 exactly once. What became of a job decides its way::
 
-    waiting ──Assign──▶ running ──Answered──────────────────────────▶ done ──Emit, in order──▶
+    waiting ──Assign──▶ running ──Answered──────────────────────────▶ done ──Emit──▶
        ▲                  │ │ └──RequestFailed: the row's own fault────▶ done (an error row)
        ├──────────────────┘ │    RequestFailed: not its fault, up to MAX_ATTEMPTS times
        │                    └────RequestFailed: its worker died ───────▶ suspect (batch.suspects)
@@ -56,10 +56,6 @@ from samplerpool.errors import (
 MAX_ATTEMPTS = 10
 """How often a row is handed out to workers that live and yet do not answer it."""
 
-AHEAD_PER_PLACE = 64
-MIN_AHEAD = 8192
-"""Rows that may be read and not yet given back: enough that one slow row stalls nobody, yet bounded."""
-
 NOT_THE_ROWS_FAULT = (WorkerError, TransportError, Retryable, Aborted)
 UNTRIED = (WorkerError, WorkerDraining, QueueFull)
 """Ends that do not count as attempts."""
@@ -71,14 +67,13 @@ class BatchState:
     Args:
         run_seed: from which each job's seed is derived.
         samples: answers per row.
-        ahead: most rows between reading and giving back; None means a number fit for the workers.
     """
 
-    def __init__(self, run_seed: int, samples: int = 1, ahead: int | None = None) -> None:
+    def __init__(self, run_seed: int, samples: int = 1) -> None:
         self._run_seed = run_seed
         self._samples = samples
-        self._ahead = ahead
-        self._slots: deque[Slot] = deque()
+        self._unfinished = 0  # jobs
+        self._results: list[RowResult] = []  # to be given back
         self._waiting: deque[Job] = deque()
         self._windows: dict[int, Window] = {}
         self._held: dict[int, dict[Job, None]] = {}
@@ -118,13 +113,11 @@ class BatchState:
 
     @property
     def room(self) -> int:
-        """How many rows should be read now. Never 0 for good: the first unfinished row is always waiting or running."""
+        """How many rows should be read now."""
         if self._input_ended or self._stopping or self._finished:
             return 0
         places = sum(window.size for window in self._windows.values())
-        ahead = self._ahead or max(MIN_AHEAD, AHEAD_PER_PLACE * places)
-        wanted = -(-(places - len(self._waiting)) // self._samples)
-        return max(0, min(wanted, ahead - len(self._slots)))
+        return max(0, -(-(places - len(self._waiting)) // self._samples))
 
     def handle(self, *events: Event) -> list[Action]:
         """Take note of what happened, and say what is to be done."""
@@ -132,7 +125,7 @@ class BatchState:
         for event in events:
             match event:
                 case Answered(worker, job, answer):
-                    self._close(job, RowResult(job.row, job.sample, job.seed, answer))
+                    self._close(RowResult(job.row, job.sample, job.seed, answer))
                     self._suspects.proved(worker)
                     self._ended(worker, job, "done")
                 case RequestFailed(worker, job, error):
@@ -159,25 +152,24 @@ class BatchState:
                     self._suspects.drop()
         if self._finished:
             return []
-        finished = self._emit()
         self._assign(actions)
-        actions += finished  # workers first
+        actions += [Emit(result) for result in self._results]  # workers first
+        self._results.clear()
         self._finish(actions)
         return actions
 
     def _open(self, row: Row) -> None:
-        slot = Slot(row, self._samples)
-        self._slots.append(slot)
+        missing = [sample for sample in range(self._samples) if sample not in row.finished]
         if row.error is not None:
-            slot.results = [RowResult(row, sample, None, None, row.error) for sample in range(self._samples)]
-            slot.missing = 0
+            self._results += [RowResult(row, sample, None, None, row.error) for sample in missing]
         elif not self._stopping:
-            for sample in range(self._samples):
-                self._waiting.append(Job(slot, sample, row_seed(self._run_seed, row.index, sample)))
+            slot = Slot(row)
+            self._waiting += [Job(slot, sample, row_seed(self._run_seed, row.index, sample)) for sample in missing]
+            self._unfinished += len(missing)
 
-    def _close(self, job: Job, result: RowResult) -> None:
-        job.slot.results[job.sample] = result
-        job.slot.missing -= 1
+    def _close(self, result: RowResult) -> None:
+        self._results.append(result)
+        self._unfinished -= 1
 
     def _failed(self, worker: int, job: Job, error: SamplerPoolError, actions: list[Action]) -> None:
         self._note(worker, error, actions)
@@ -188,9 +180,11 @@ class BatchState:
         elif isinstance(error, NOT_THE_ROWS_FAULT) and job.attempts < MAX_ATTEMPTS:
             self._ended(worker, job, "returned")
         else:
-            if isinstance(error, NOT_THE_ROWS_FAULT):
+            transient = isinstance(error, NOT_THE_ROWS_FAULT)
+            if transient:
                 error = type(error)(f"{error.message} Given up after {job.attempts} attempts.", **error.data)
-            self._close(job, RowResult(job.row, job.sample, job.seed, None, error))
+            transient |= self._fatal is not None  # no row's own, so not to be found in an output
+            self._close(RowResult(job.row, job.sample, job.seed, None, error, transient=transient))
             self._ended(worker, job, "done")
 
     def _note(self, worker: int, error: SamplerPoolError, actions: list[Action]) -> None:
@@ -215,7 +209,7 @@ class BatchState:
         if verdict is NOTHING:  # as for nearly every job there is
             return
         for convict in verdict.convicted:
-            self._close(convict, RowResult(convict.row, convict.sample, convict.seed, None, verdict.error))
+            self._close(RowResult(convict.row, convict.sample, convict.seed, None, verdict.error))
         if self._stopping:
             self._suspects.drop()
         else:  # ahead of all others, because they are nearest to what is to be given back next
@@ -262,18 +256,12 @@ class BatchState:
             return worker if worker in free else None
         return min((worker for worker in free if not self._held[worker]), key=cost, default=None)
 
-    def _emit(self) -> list[Action]:
-        slots, results = self._slots, list[Action]()
-        while slots and slots[0].missing == 0:
-            results.extend(Emit(result) for result in slots.popleft().results if result is not None)
-        return results
-
     def _finish(self, actions: list[Action]) -> None:
         outcome: Outcome
         running = any(self._held.values())
         if self._fatal:
             outcome = "failed"
-        elif self._input_ended and not self._slots:
+        elif self._input_ended and not self._unfinished:
             outcome = "complete"
         elif self._stopping and (self._stopping.at_once or not running):
             outcome = "stopped"
@@ -282,12 +270,4 @@ class BatchState:
         else:
             return
         self._finished = True
-        self._flush(actions)
         actions.append(Finish(outcome, self._fatal))
-
-    def _flush(self, actions: list[Action]) -> None:
-        """Give back what lies finished behind unfinished rows; it is not worth less for that."""
-        for slot in self._slots:
-            if slot.missing == 0:
-                actions.extend(Emit(result) for result in slot.results if result is not None)
-        self._slots.clear()

@@ -25,7 +25,7 @@ class Progress:
     """How far a run is.
 
     Args:
-        done: answers and error rows so far, those included that wait for an earlier row to be given back.
+        done: answers and error rows so far, those of an earlier run included.
         total: of how many, where that is known.
         deaths: of workers that held rows.
         suspects: rows of which one may have caused such a death.
@@ -85,10 +85,12 @@ class Tally:
     Args:
         started_s: on the clock that the other times are taken from.
         total: output rows to be expected, if known.
+        before: of those, how many an earlier run has.
     """
 
     started_s: float
     total: int | None = None
+    before: int = 0
     rows: int = 0
     answered: int = 0
     errors: Counter[str] = field(default_factory=Counter)
@@ -128,7 +130,7 @@ class Tally:
         error_rows = self.errors.total()
         done = self.answered + error_rows
         return Progress(
-            done=done,
+            done=self.before + done,
             total=self.total,
             errors=error_rows,
             completion_tokens=self.completion_tokens,
@@ -143,7 +145,7 @@ class Tally:
     def _left_s(self, done: int, elapsed_s: float) -> float | None:
         if self.total is None or not self.answered:
             return None
-        return max(0, self.total - done) * elapsed_s / done
+        return max(0, self.total - self.before - done) * elapsed_s / done
 
     def _copies(self) -> Iterable[WorkerTally]:
         for _, w in sorted(self.workers.items()):

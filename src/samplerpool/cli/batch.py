@@ -5,19 +5,22 @@ from __future__ import annotations
 import gc
 import itertools
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from types import FrameType
 from typing import Any
 
 import click
 
-from samplerpool.batch.output import OutputFile
-from samplerpool.batch.runner import StopSwitch, run_batch
+from samplerpool.batch.durable import run_durably
+from samplerpool.batch.output import BatchOutput
+from samplerpool.batch.runner import StopSwitch
 from samplerpool.batch.tally import BatchSummary, Progress
 from samplerpool.cli.batch_view import View, summary_lines, view_for
 from samplerpool.cli.command import Command
@@ -32,10 +35,10 @@ from samplerpool.cli.options import (
     sampling_options,
 )
 from samplerpool.client.connection import PoolConnection
-from samplerpool.data.answers import RowResult, error_text, output_row
+from samplerpool.data.answers import RowResult, error_text
 from samplerpool.data.collection import DataCollection
 from samplerpool.data.rows import Row, with_system
-from samplerpool.errors import BatchError, UsageError
+from samplerpool.errors import BatchError, FingerprintMismatch, UsageError
 from samplerpool.wire.endpoint import ConnectionFile
 
 COLLECT_AFTER = 100_000
@@ -49,7 +52,9 @@ class Job:
     source: str
     converter: str | None
     output: Path
+    resume: bool
     overwrite: bool
+    accept_changes: bool
     limit: int | None
     stop_on_error: bool
     system: str | None
@@ -74,7 +79,11 @@ class Job:
     help="How rows become conversations: openai, prompt, alpaca, sharegpt, pair, or package.module.function of your "
     "own. Default: chosen by each row's columns.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace an output that is there already.")
+@click.option("--resume", is_flag=True, help="Go on with what an interrupted run left, if it left anything.")
+@click.option("--overwrite", is_flag=True, help="Replace an output that is there already, and what a run left of one.")
+@click.option(
+    "--accept-changes", is_flag=True, help="With --resume: go on although the model or a setting has changed."
+)
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Answer only the first N rows.")
 @click.option(
     "--on-error",
@@ -96,7 +105,9 @@ def command(
     connect: Path | None,
     model: str | None,
     converter: str | None,
+    resume: bool,
     overwrite: bool,
+    accept_changes: bool,
     limit: int | None,
     on_error: str,
     system: str | None,
@@ -110,16 +121,33 @@ def command(
     data set of the hub. A row has "messages" (a conversation) or "prompt" (a text), or what --converter reads; its
     other columns are kept. A row that cannot be answered gets its error instead.
 
-    The rows go to FILE.partial first. Ctrl-C finishes the rows that are being answered and stops; pressed twice, it
-    stops at once. What is finished then stays in FILE.partial.
+    A row that is finished goes to FILE.journal; when all are, FILE is put together. Ctrl-C finishes the rows that are
+    being answered and stops; pressed twice, it stops at once. Whatever ended it, --resume answers the rest.
 
     \b
     Exit code: 0 all answered, 3 some rows carry errors, 130 interrupted, 1 failed, 2 wrong usage.
     """
     _check_choice(pool, connect, model)
     check_unheard(context, model_settings if model is None else ())
-    job = Job(source, converter, output, overwrite, limit, on_error == "stop", system, fetch_media, sampling)
+    if resume and overwrite:
+        raise UsageError("Give either --resume or --overwrite: to go on, or to begin anew.")
+    job = Job(
+        source,
+        converter,
+        output,
+        resume,
+        overwrite,
+        accept_changes,
+        limit,
+        on_error == "stop",
+        system,
+        fetch_media,
+        sampling,
+    )
     with _data(job) as data, _output(job, data) as file:
+        if file.complete:
+            click.echo(f"{file.path} is complete already")
+            return 0
         with _connected(pool, connect, model, model_settings) as connection:
             summary = _run(job, data, file, connection)
         return _conclude(summary, file)
@@ -137,11 +165,11 @@ def _data(job: Job) -> DataCollection:
     )
 
 
-def _output(job: Job, data: DataCollection) -> OutputFile:
+def _output(job: Job, data: DataCollection) -> BatchOutput:
     for path in data.paths if job.output.exists() else ():
         if os.path.samefile(path, job.output):
             raise UsageError(f"Input and output are the same file, {path}; choose another --output.")
-    return OutputFile(job.output, overwrite=job.overwrite)
+    return BatchOutput(job.output, job.samples, resume=job.resume, overwrite=job.overwrite)
 
 
 # ---- the pool -----------------------------------------------------------------------------------------------------
@@ -178,7 +206,7 @@ def _private_pool(model: str, settings: dict[str, Any]) -> Iterator[ConnectionFi
 # ---- the run ------------------------------------------------------------------------------------------------------
 
 
-def _run(job: Job, data: DataCollection, output: OutputFile, connection: PoolConnection) -> BatchSummary:
+def _run(job: Job, data: DataCollection, output: BatchOutput, connection: PoolConnection) -> BatchSummary:
     total = data.count_rows()
     rows: Iterable[Row] = data.rows()
     if job.limit is not None:
@@ -190,7 +218,6 @@ def _run(job: Job, data: DataCollection, output: OutputFile, connection: PoolCon
     def on_result(result: RowResult) -> None:
         if result.error is not None and job.stop_on_error:
             raise BatchError(f"Row {result.row.index} failed, and --on-error is stop: {error_text(result.error)}")
-        output.write(output_row(result, job.samples))
 
     with (
         _stop_switch() as stop,
@@ -198,11 +225,19 @@ def _run(job: Job, data: DataCollection, output: OutputFile, connection: PoolCon
         _rows_kept_on_failure(output, view),
         _rare_collection(),
     ):
-        progress = _ProgressShell(view, output, stop)
-        return run_batch(
+        progress = _ProgressShell(view, stop)
+        return run_durably(
             connection,
             rows,
+            output,
+            source=job.source,
+            input_bytes=_size(data),
+            converter=job.converter,
+            system=job.system,
             params=job.sampling,
+            whole=job.limit is None,
+            overwrite=job.overwrite,
+            accept_changes=job.accept_changes,
             on_result=on_result,
             on_progress=progress.update,
             stop=stop,
@@ -211,11 +246,20 @@ def _run(job: Job, data: DataCollection, output: OutputFile, connection: PoolCon
         )
 
 
-class _ProgressShell:
-    """What happens a few times a second: the view, the output's flush, an answer to Ctrl-C."""
+def _size(data: DataCollection) -> int | None:
+    """Bytes of the input's files together, if they are files."""
+    try:
+        states = [os.stat(path) for path in data.paths]
+    except OSError:
+        return None
+    return sum(state.st_size for state in states) if states and all(S_ISREG(s.st_mode) for s in states) else None
 
-    def __init__(self, view: View, output: OutputFile, stop: StopSwitch) -> None:
-        self._view, self._output, self._stop = view, output, stop
+
+class _ProgressShell:
+    """What happens a few times a second: the view, an answer to Ctrl-C."""
+
+    def __init__(self, view: View, stop: StopSwitch) -> None:
+        self._view, self._stop = view, stop
         self._heard = 0
 
     def update(self, progress: Progress) -> None:
@@ -225,7 +269,6 @@ class _ProgressShell:
             running = sum(worker.running for worker in progress.workers)
             if self._heard == 1 and running:
                 self._view.say(f"Stopping: the {running} rows that are being answered are finished. Ctrl-C: at once.")
-        self._output.flush()
         self._view.update(progress)
 
 
@@ -262,26 +305,34 @@ def _rare_collection() -> Iterator[None]:
 
 
 @contextmanager
-def _rows_kept_on_failure(output: OutputFile, view: View) -> Iterator[None]:
-    """When the run fails, say where the rows are that were finished."""
+def _rows_kept_on_failure(output: BatchOutput, view: View) -> Iterator[None]:
+    """When the run fails, say how it can go on."""
     try:
         yield
-    except BaseException:
-        if kept := output.keep_partial():
-            view.say(f"The {output.rows:,} finished rows are in {kept}")
+    except BaseException as error:
+        if output.finished.count and not isinstance(error, FingerprintMismatch):
+            view.say(_left(output))
         raise
 
 
-def _conclude(summary: BatchSummary, output: OutputFile) -> int:
-    """Put the output in its place, say what was done, and choose the exit code."""
+def _left(output: BatchOutput) -> str:
+    return f"{output.finished.count:,} answers are in {output.journal_path}; to go on: {_command_to_resume()}"
+
+
+def _command_to_resume() -> str:
+    """What the user has typed, for going on."""
+    words = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume")]
+    return shlex.join(["samplerpool", *words, "--resume"])
+
+
+def _conclude(summary: BatchSummary, output: BatchOutput) -> int:
+    """Say what was done, and choose the exit code."""
     if summary.complete:
-        output.finish()
         place = f"written to {output.path}"
     else:
-        kept = output.keep_partial()
-        place = f"interrupted; the finished rows are in {kept}" if kept else "interrupted before any row was finished"
+        place = f"interrupted; {_left(output)}" if output.finished.count else "interrupted before any row was finished"
     for line in (*summary_lines(summary), place):
         click.echo(line)
     if not summary.complete:
         return EXIT_INTERRUPTED
-    return EXIT_ROW_ERRORS if summary.error_rows else 0
+    return EXIT_ROW_ERRORS if output.finished.errors else 0

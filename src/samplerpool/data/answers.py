@@ -29,13 +29,18 @@ class Answer:
 
 @dataclass(slots=True)
 class RowResult:
-    """The end of one sample of a row: an answer or an error."""
+    """The end of one sample of a row: an answer or an error.
+
+    Args:
+        transient: the error says nothing of the row, which may be tried again another time.
+    """
 
     row: Row
     sample: int
     seed: int | None
     answer: Answer | None = None
     error: SamplerPoolError | None = None
+    transient: bool = False
 
 
 def row_seed(run_seed: int, index: int, sample: int) -> int:

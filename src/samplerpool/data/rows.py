@@ -29,6 +29,7 @@ class Row:
         reference: the assistant turn that the row ended with; the model never sees it.
         error: why it cannot be answered.
         folder: where relative paths of its images, videos and sounds begin; else in the working directory.
+        finished: the samples of it that an earlier run has.
     """
 
     index: int
@@ -38,6 +39,7 @@ class Row:
     reference: Message | None = None
     error: SamplerPoolError | None = None
     folder: str = field(default="", compare=False)
+    finished: frozenset[int] = frozenset()
 
 
 _AUTO = AutoConverter()

@@ -11,13 +11,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from samplerpool.batch.output import OutputFile
+from samplerpool.batch.durable import run_durably
+from samplerpool.batch.order import InOrder
+from samplerpool.batch.output import JOURNAL_SUFFIX, BatchOutput
 from samplerpool.batch.runner import run_batch
+from samplerpool.batch.tally import BatchSummary
 from samplerpool.chat.console import discard_output
 from samplerpool.chat.session import chat_params, converse
 from samplerpool.config.parser import Arguments, describe_arguments, get_args
 from samplerpool.config.sampling import sampling_params
-from samplerpool.data.answers import output_row
+from samplerpool.data.answers import RowResult, output_row
 from samplerpool.data.collection import DataCollection
 from samplerpool.data.json_text import to_json
 from samplerpool.errors import InvalidParameter, SamplerPoolError, UsageError
@@ -111,32 +114,54 @@ def _answer_data(arguments: Arguments) -> int:
     samples = params.get("num_return_sequences", 1)
     with ExitStack() as stack:
         data = stack.enter_context(DataCollection.open(arguments.data, note=_say))
-        output = _open_output(arguments.data.output, stack)
-        write = output.write if output else _print_row
+        output = stack.enter_context(_output(arguments.data.output, samples)) if arguments.data.output else None
         sampler = stack.enter_context(_launch(arguments, default_workers="auto"))
-        summary = run_batch(
-            sampler.connection,
-            data.rows(),
-            params=params,
-            on_result=lambda result: write(output_row(result, samples)),
-            fetch_media=arguments.data.fetch_media,
-        )
-        if output:
-            output.finish()
+        fetch_media = arguments.data.fetch_media
+        if output is None:
+            summary = _print_answers(sampler, data, params, samples, fetch_media=fetch_media)
+        else:
+            summary = run_durably(
+                sampler.connection,
+                data.rows(),
+                output,
+                source=", ".join(map(str, data.paths)),
+                converter=arguments.data.converter,
+                params=params,
+                fetch_media=fetch_media,
+            )
     _say(
         f"{summary.rows} rows, {summary.error_rows} with errors, {summary.completion_tokens} tokens "
         f"in {summary.elapsed_s:.1f} s ({summary.tokens_per_s:.1f} tokens/s)"
     )
-    return SOME_ROWS_FAILED if summary.error_rows else 0
+    return SOME_ROWS_FAILED if (output.finished.errors if output else summary.error_rows) else 0
 
 
-def _open_output(path: str | None, stack: ExitStack) -> OutputFile | None:
-    return stack.enter_context(OutputFile(Path(path).expanduser())) if path else None
+def _output(name: str, samples: int) -> BatchOutput:
+    """The output, which goes on with what an interrupted run has left of it."""
+    path = Path(name).expanduser()
+    return BatchOutput(path, samples, resume=path.with_name(path.name + JOURNAL_SUFFIX).exists())
 
 
-def _print_row(row: dict[str, Any]) -> None:
-    sys.stdout.buffer.write(to_json(row) + b"\n")
-    sys.stdout.buffer.flush()
+def _print_answers(
+    sampler: SyncSampler, data: DataCollection, params: dict[str, Any], samples: int, *, fetch_media: bool
+) -> BatchSummary:
+    order = InOrder(samples)
+
+    def show(results: list[RowResult]) -> None:
+        for result in results:
+            sys.stdout.buffer.write(to_json(output_row(result, samples)) + b"\n")
+        sys.stdout.buffer.flush()
+
+    try:
+        return run_batch(
+            sampler.connection,
+            data.rows(),
+            params=params,
+            on_result=lambda result: show(order.take(result)),
+            fetch_media=fetch_media,
+        )
+    finally:
+        show(order.rest())
 
 
 if __name__ == "__main__":

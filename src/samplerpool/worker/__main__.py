@@ -19,6 +19,7 @@ from typing import Any
 from samplerpool.config.arguments import WorkerConfig
 from samplerpool.config.logs import LogFile
 from samplerpool.errors import EngineBroken, SamplerPoolError, StartFailed
+from samplerpool.model.fingerprint import fingerprint
 from samplerpool.samplers.base_sampler import BaseSampler
 from samplerpool.wire.figures import FigureReport
 from samplerpool.wire.keys import KeyRing, Lock
@@ -160,7 +161,12 @@ def _signals() -> asyncio.Queue[int]:
 
 
 def _serve(config: WorkerConfig, sampler: BaseSampler, model: str) -> WorkerServer:
-    facts = {"model": model, "pid": os.getpid(), "device": config.engine.device}
+    facts = {
+        "model": model,
+        "pid": os.getpid(),
+        "device": config.engine.device,
+        "fingerprint": _fingerprint(config),
+    }
     worker = f"w{config.index}"
     return WorkerServer(
         sampler,
@@ -218,6 +224,13 @@ async def _drain(server: WorkerServer, signals: asyncio.Queue[int]) -> None:
 
 def _build(config: WorkerConfig, status: StatusPipe) -> tuple[BaseSampler, str]:
     return build_sampler(config, lambda detail: status.tell("loading", detail=detail))
+
+
+def _fingerprint(config: WorkerConfig) -> dict[str, Any]:
+    """By which a batch knows the model again."""
+    if config.engine.engine == "scripted":
+        return {"name": "scripted", **config.engine.options}
+    return fingerprint(config.model_args)
 
 
 def offer_to_the_oom_killer() -> None:

@@ -1,0 +1,128 @@
+"""A batch run that can be walked away from: ``run_batch`` into a ``BatchOutput``, under one manifest."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import version
+from typing import Any
+
+from samplerpool.batch.manifest import Manifest
+from samplerpool.batch.output import BatchOutput
+from samplerpool.batch.runner import StopSwitch, run_batch
+from samplerpool.batch.tally import BatchSummary, Progress
+from samplerpool.client.connection import PoolConnection
+from samplerpool.config.sampling import sampling_params
+from samplerpool.data.answers import RowResult
+from samplerpool.data.rows import Row
+from samplerpool.errors import BatchError, FingerprintMismatch, TransportError
+
+WAIT_FOR_WORKER_S = 1.0
+
+
+def run_durably(
+    connection: PoolConnection,
+    rows: Iterable[Row],
+    output: BatchOutput,
+    *,
+    source: str,
+    params: Mapping[str, Any],
+    input_bytes: int | None = None,
+    converter: str | None = None,
+    system: str | None = None,
+    whole: bool = True,
+    overwrite: bool = False,
+    accept_changes: bool = False,
+    on_result: Callable[[RowResult], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    stop: StopSwitch | None = None,
+    total: int | None = None,
+    fetch_media: bool = False,
+) -> BatchSummary:
+    """Answer the rows that the output does not have yet; if all are there then, put the output together.
+
+    Args:
+        rows: all of them, in order, also those that an earlier run has answered.
+        source: how the input is named, for the manifest; ``input_bytes``, ``converter`` and ``system`` likewise.
+        params: sampling parameters, ``seed`` and ``num_return_sequences`` among them.
+        whole: ``rows`` is all of the input, not its beginning.
+        accept_changes: go on although something has changed since the run began.
+        on_result: called for each result before it is written; what it raises ends the run.
+        fetch_media: as for ``run_batch``, and ``on_progress``, ``stop`` and ``total`` likewise.
+
+    Returns:
+        What this run did; ``complete`` if nothing is left to be answered.
+
+    Raises:
+        FingerprintMismatch: an earlier run is to go on, and something has changed.
+        OutputExists, BatchError, InvalidParameter, UnsupportedParameter: as for ``run_batch`` and ``BatchOutput``.
+    """
+    given = sampling_params(params).given()
+    seed = given.pop("seed", None)
+    manifest = output.begin(
+        Manifest(
+            source=source,
+            input_bytes=input_bytes,
+            converter=converter,
+            system=system,
+            params=given,
+            model=_model_of(connection),
+            version=version("samplerpool"),
+            run_seed=secrets.randbelow(2**32) if seed is None else seed,
+            overwrite=overwrite,
+        ),
+        accept_changes=accept_changes,
+    )
+    if seed is not None and seed != manifest.run_seed:
+        raise FingerprintMismatch(
+            f"The run that is to go on has the seed {manifest.run_seed}, not {seed}; leave --seed out."
+        )
+
+    def write(result: RowResult) -> None:
+        if on_result is not None:
+            on_result(result)
+        output.write(result)
+
+    def progressed(progress: Progress) -> None:
+        output.keep_safe()
+        if on_progress is not None:
+            on_progress(progress)
+
+    summary = run_batch(
+        connection,
+        output.missing(rows, whole=whole),
+        params=given,
+        run_seed=manifest.run_seed,
+        on_result=write,
+        on_progress=progressed,
+        stop=stop,
+        total=total,
+        before=output.finished.count,
+        fetch_media=fetch_media,
+    )
+    if output.unanswered:
+        raise BatchError(
+            f"{output.unanswered} rows got no answer for no fault of their own (workers that were lost or full), and "
+            "are not finished; give --resume to try them again."
+        )
+    if summary.complete:
+        output.assemble()
+    return summary
+
+
+def _model_of(connection: PoolConnection) -> dict[str, Any]:
+    """What the pool's workers run, as the first of them says that answers."""
+    while views := [view for view in connection.workers() if view.up or view.coming]:
+        for view in views:
+            if view.up:
+                try:
+                    said = connection.describe(view.index)
+                except TransportError:
+                    continue
+                return {
+                    **said.get("fingerprint", {}),
+                    "engine": said.get("engine"),
+                    "defaults": said.get("defaults", {}),
+                }
+        connection.wait_until(lambda now: any(view.up for view in now), WAIT_FOR_WORKER_S)
+    raise BatchError("No worker of the pool is left.")

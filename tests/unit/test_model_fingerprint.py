@@ -1,0 +1,68 @@
+"""By which a model is known again."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from samplerpool.config.arguments import ModelArguments
+from samplerpool.model.fingerprint import fingerprint
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0\0\0")
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    return tmp_path
+
+
+def of(folder: Path, **settings: object) -> dict[str, object]:
+    return fingerprint(ModelArguments(model_name_or_path=str(folder), **settings))  # type: ignore[arg-type]
+
+
+def test_the_same_model_has_the_same_one(folder: Path) -> None:
+    found = of(folder)
+    assert found == of(folder)
+    assert found["name"] == folder.name
+    assert found["dtype"] == "auto"
+
+
+def test_weights_are_told_apart_by_header_size_and_time(folder: Path) -> None:
+    before = of(folder)["weights"]
+    file = folder / "model.safetensors"
+    state = file.stat()
+    content = bytearray(file.read_bytes())
+    content[12] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    header = of(folder)["weights"]
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+    time = of(folder)["weights"]
+    file.write_bytes(content + b"\0")
+    assert len({before, header, time, of(folder)["weights"]}) == 4
+
+
+def test_texts_and_settings_count(folder: Path, tmp_path: Path) -> None:
+    before = of(folder)
+    (folder / "tokenizer.json").write_text('{"a": 1}')
+    after = of(folder)
+    assert before["texts"] != after["texts"]
+    assert before["weights"] == after["weights"]
+    template = tmp_path / "t.jinja"
+    template.write_text("{{ messages }}")
+    first = of(folder, custom_chat_template=str(template))["custom_chat_template"]
+    template.write_text("{{ messages[0] }}")
+    assert first != of(folder, custom_chat_template=str(template))["custom_chat_template"]
+
+
+def test_a_gguf_file_has_one_as_well(tmp_path: Path) -> None:
+    file = tmp_path / "m.gguf"
+    file.write_bytes(b"GGUF" + b"\0" * 50)
+    before = fingerprint(ModelArguments(model_name_or_path=str(file)))
+    file.write_bytes(b"GGUF" + b"\1" * 50)
+    assert before["weights"] != fingerprint(ModelArguments(model_name_or_path=str(file)))["weights"]
