@@ -14,19 +14,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import random
 import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
+from _troubles import Troubles
 from _workloads import TASKS, TOPICS
 from rich.console import Console
 from rich.table import Table
@@ -35,7 +33,6 @@ from samplerpool import SyncSampler
 from samplerpool.batch.runner import run_batch
 from samplerpool.data.answers import RowResult
 from samplerpool.data.rows import rows_from_dataset
-from samplerpool.wire.endpoint import WorkerEntry, find_pool
 
 COURSES = ("one killed", "many killed", "all at once")
 REAL_WORKERS = 2
@@ -95,46 +92,6 @@ def compare(
 
 
 # ---- troubles -----------------------------------------------------------------------------------------------------
-
-
-class Troubles:
-    """Sends signals to the workers of a pool while a batch runs."""
-
-    def __init__(self, pool: str, seed: int) -> None:
-        self._pool = pool
-        self._draw = random.Random(seed)
-        self.sent = 0
-
-    def send(self, which: signal.Signals) -> None:
-        """To one of the workers that are ready."""
-        ready = [worker for worker in find_pool(self._pool).workers if _runs(worker)]
-        if ready:
-            os.kill(self._draw.choice(ready).process.pid, which)
-            self.sent += which == signal.SIGKILL
-
-    @contextmanager
-    def kills(self, every_s: float) -> Iterator[None]:
-        """Kill one every few seconds."""
-        over = threading.Event()
-
-        def kill() -> None:
-            while not over.wait(every_s):
-                self.send(signal.SIGKILL)
-
-        thread = threading.Thread(target=kill)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
-
-
-def _runs(worker: WorkerEntry) -> bool:
-    if worker.state != "ready" or not worker.process.alive():
-        return False
-    status = Path(f"/proc/{worker.process.pid}/stat").read_text()
-    return status.rpartition(")")[2].split()[0] != "T"
 
 
 # ---- runs ---------------------------------------------------------------------------------------------------------

@@ -2,11 +2,11 @@
 
 A file of records behind a line that says what it is::
 
-    length u32 · crc32 u32 · row u64 · sample u32 · outcome u8 · hash of the input row, 8 bytes · the output row's line
+    length u32 · row u64 · sample u32 · outcome u8 · hash of the input row, 8 bytes · the output row's line · crc32 u32
 
-The checksum covers all that follows it. A record is believed if it is whole; what follows the first one that is not is
-cut off, since a writer that was killed, or a machine that lost its power, can leave nothing else behind. Where a row
-has several records, the last one counts.
+The checksum covers all that is before it. A record is believed if it is whole; what follows the first one that is not
+is cut off, since a writer that was killed, or a machine that lost its power, can leave nothing else behind. Where a
+row has several records, the last one counts.
 
 What was handed to the system survives the end of the process; what was synced, the end of the machine.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 import enum
 import fcntl
 import hashlib
+import mmap
 import os
 import struct
 import zlib
@@ -32,9 +33,9 @@ from samplerpool.errors import BatchError, OutputExists
 HEADER = b"samplerpool journal 1\n"
 FLUSH_BYTES = 1 << 18
 HASH_BYTES = 8
-_PREFIX = struct.Struct("<II")
-_FIELDS = struct.Struct(f"<QIB{HASH_BYTES}s")
-_HEAD_BYTES = _PREFIX.size + _FIELDS.size
+GROW_BY = 4096
+_HEAD = struct.Struct("<IQIB8s")
+_CHECKSUM_BYTES = 4
 _COPY_AT_ONCE = 1 << 20
 
 
@@ -50,6 +51,10 @@ def row_hash(columns: dict[str, Any]) -> bytes:
     return hashlib.blake2b(to_json(columns), digest_size=HASH_BYTES).digest()
 
 
+def _checksum(head: bytes, text: bytes) -> bytes:
+    return zlib.crc32(text, zlib.crc32(head)).to_bytes(_CHECKSUM_BYTES, "little")
+
+
 @dataclass(slots=True)
 class Finished:
     """What a journal holds, 21 bytes a row in memory.
@@ -59,6 +64,7 @@ class Finished:
         offsets: of each one's latest record, 0 where there is none.
         hashes: of the input rows.
         outcomes: of each one, where there is a record.
+        places: up to the highest that has one; what is beyond is room to grow.
     """
 
     samples: int
@@ -69,16 +75,15 @@ class Finished:
     errors: int = 0
     text_bytes: int = 0
     lengths: array[int] = field(default_factory=lambda: array("I"))
+    places: int = 0
 
     def add(self, row: int, sample: int, outcome: int, hashed: bytes, offset: int, length: int) -> None:
         """A record."""
         place = row * self.samples + sample
-        if place >= len(self.offsets):
-            more = place + 1 - len(self.offsets)
-            self.offsets.extend([0] * more)
-            self.hashes.extend([0] * more)
-            self.lengths.extend([0] * more)
-            self.outcomes.extend(b"\0" * more)
+        if place >= self.places:
+            self.places = place + 1
+            if place >= len(self.offsets):
+                self._grow(place + GROW_BY)
         if self.offsets[place]:
             self.errors -= self.outcomes[place] == Outcome.ERROR
             self.text_bytes -= self.lengths[place]
@@ -89,21 +94,27 @@ class Finished:
         self.offsets[place], self.hashes[place] = offset, int.from_bytes(hashed, "little")
         self.outcomes[place], self.lengths[place] = outcome, length
 
+    def _grow(self, places: int) -> None:
+        more = places - len(self.offsets)
+        self.outcomes.extend(bytes(more))
+        for numbers in (self.offsets, self.hashes, self.lengths):
+            numbers.frombytes(bytes(more * numbers.itemsize))
+
     @property
     def rows(self) -> int:
         """One more than the highest row that is there."""
-        return -(-len(self.offsets) // self.samples)
+        return -(-self.places // self.samples)
 
     def has(self, row: int, sample: int, *, errors: bool = True) -> bool:
         """Whether a sample of a row is there; ``errors``: an error row counts as well."""
         place = row * self.samples + sample
-        there = place < len(self.offsets) and self.offsets[place] != 0
+        there = place < self.places and self.offsets[place] != 0
         return there and (errors or self.outcomes[place] != Outcome.ERROR)
 
     def same_input(self, row: int, hashed: bytes) -> bool:
         """Whether what is held of a row was made of this input row."""
         value = int.from_bytes(hashed, "little")
-        places = range(row * self.samples, min((row + 1) * self.samples, len(self.offsets)))
+        places = range(row * self.samples, min((row + 1) * self.samples, self.places))
         return all(self.hashes[place] == value for place in places if self.offsets[place])
 
 
@@ -175,14 +186,13 @@ class Journal:
             if file.read(len(HEADER)) != HEADER:
                 raise BatchError(f"{self.path} is no journal of a batch; move it away, or choose another --output.")
             offset = len(HEADER)
-            while len(head := file.read(_HEAD_BYTES)) == _HEAD_BYTES:
-                length, checksum = _PREFIX.unpack_from(head)
-                text = file.read(length)
-                if len(text) < length or zlib.crc32(text, zlib.crc32(head[_PREFIX.size :])) != checksum:
+            while len(head := file.read(_HEAD.size)) == _HEAD.size:
+                length, row, sample, outcome, hashed = _HEAD.unpack(head)
+                text, checksum = file.read(length), file.read(_CHECKSUM_BYTES)
+                if _checksum(head, text) != checksum:
                     break
-                row, sample, outcome, hashed = _FIELDS.unpack_from(head, _PREFIX.size)
-                self.finished.add(row, sample, outcome, hashed, offset, length)
-                offset += _HEAD_BYTES + length
+                self.finished.add(row, sample, outcome, hashed, offset + _HEAD.size, length)
+                offset += _HEAD.size + length + _CHECKSUM_BYTES
             return offset
 
     # ---- writing --------------------------------------------------------------------------------------------------
@@ -196,11 +206,11 @@ class Journal:
         Raises:
             BatchError: it cannot be written; all whole records before it are kept.
         """
-        fields = _FIELDS.pack(row, sample, outcome, hashed)
-        head = _PREFIX.pack(len(line), zlib.crc32(line, zlib.crc32(fields)))
-        self.finished.add(row, sample, outcome, hashed, self._end + self._pending_bytes, len(line))
-        self._pending += (head, fields, line)
-        self._pending_bytes += _HEAD_BYTES + len(line)
+        length = len(line)
+        head = _HEAD.pack(length, row, sample, outcome, hashed)
+        self.finished.add(row, sample, outcome, hashed, self._end + self._pending_bytes + _HEAD.size, length)
+        self._pending += (head, line, _checksum(head, line))
+        self._pending_bytes += _HEAD.size + length + _CHECKSUM_BYTES
         if self._pending_bytes >= FLUSH_BYTES:
             self.flush()
 
@@ -244,13 +254,14 @@ class Journal:
             BatchError: the disk gives back something else than was written.
         """
         self.flush()
-        descriptor = self._file.fileno()
-        for offset, length in zip(self.finished.offsets, self.finished.lengths, strict=True):
-            if offset:
-                record = os.pread(descriptor, _HEAD_BYTES + length, offset)
-                if zlib.crc32(record[_PREFIX.size :]) != _PREFIX.unpack_from(record)[1]:
-                    raise BatchError(f"{self.path} is damaged at byte {offset:,}: this disk cannot be trusted.")
-                yield record[_HEAD_BYTES:]
+        with mmap.mmap(self._file.fileno(), self._end, access=mmap.ACCESS_READ) as records:
+            for offset, length in zip(self.finished.offsets, self.finished.lengths, strict=True):
+                if offset:
+                    end = offset + length
+                    line = records[offset:end]
+                    if _checksum(records[offset - _HEAD.size : offset], line) != records[end : end + _CHECKSUM_BYTES]:
+                        raise BatchError(f"{self.path} is damaged at byte {offset:,}: this disk cannot be trusted.")
+                    yield line
 
     def unwritable(self, error: OSError) -> BatchError:
         """The error for a journal that cannot be written."""
