@@ -142,14 +142,17 @@ def test_an_error_in_the_consumer_stops_the_workers_too() -> None:
 class Batch:
     """``samplerpool batch`` as a child process."""
 
-    def __init__(self, folder: Path, *arguments: str, source: str = "in.jsonl", output: str = "out.jsonl") -> None:
+    def __init__(
+        self, folder: Path, *arguments: str, source: str = "in.jsonl", output: str = "out.jsonl", stdin: Any = None
+    ) -> None:
         self.output = folder / output
         self.journal = folder / f"{output}.journal"
         self._said = [folder.with_name(f"{folder.name}-{output}.{name}") for name in ("stdout", "stderr")]
-        command = [sys.executable, "-m", "samplerpool", "batch", str(folder / source), "--output", str(self.output)]
+        source = source if source == "-" else str(folder / source)
+        command = [sys.executable, "-m", "samplerpool", "batch", source, "--output", str(self.output)]
         with self._said[0].open("wb") as stdout, self._said[1].open("wb") as stderr:
             self.process = subprocess.Popen(
-                [*command, *arguments], stdout=stdout, stderr=stderr, start_new_session=True
+                [*command, *arguments], stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True
             )
 
     @property
@@ -361,3 +364,19 @@ def test_going_on_with_something_changed_is_refused_and_says_what(tmp_path: Path
         again = go_on("--resume", "--temperature", "0.5")
         assert again.stdout == f"{again.output} is complete already\n"
         assert codes == [1, 1, 1, 1, 1, 3, 0]
+
+
+def test_standard_input_is_kept_so_that_the_run_can_go_on_without_it(tmp_path: Path) -> None:
+    write_rows(tmp_path / "in.jsonl", ["one", "two", *["[[tokens:60]][[pace:0.1]]"] * 20])
+    with pool() as sampler:
+        with subprocess.Popen(["cat", str(tmp_path / "in.jsonl")], stdout=subprocess.PIPE) as cat:
+            batch = Batch(tmp_path, *connect(sampler), "--seed", "1", source="-", stdin=cat.stdout)
+        eventually(batch.has_rows, "some rows are written")
+        os.killpg(batch.process.pid, signal.SIGKILL)
+        batch.process.wait()
+        kept = tmp_path / "out.jsonl.input"
+        assert kept.read_bytes() == (tmp_path / "in.jsonl").read_bytes()
+        batch = Batch(tmp_path, *connect(sampler), "--resume", source="-", stdin=subprocess.DEVNULL)
+        assert batch.ends() == 0, batch.stderr
+    assert [row["id"] for row in batch.rows()] == [f"r{i}" for i in range(22)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl", "out.jsonl.run.json"]

@@ -23,7 +23,7 @@ from samplerpool.data.json_text import to_json
 from samplerpool.data.rows import Row
 from samplerpool.errors import BatchError, FingerprintMismatch, OutputExists
 
-JOURNAL_SUFFIX, MANIFEST_SUFFIX, PARTIAL_SUFFIX = ".journal", ".run.json", ".partial"
+JOURNAL_SUFFIX, MANIFEST_SUFFIX, PARTIAL_SUFFIX, SPOOL_SUFFIX = ".journal", ".run.json", ".partial", ".input"
 SYNC_INTERVAL_S = 1.0
 """What a power cut can cost: the rows of so many seconds, which are then answered again."""
 
@@ -40,7 +40,8 @@ class BatchOutput:
         resume: go on with what an earlier run left, if it left anything.
         overwrite: forget that, and replace what stands at ``path``.
 
-    ``finished`` are the rows that are there; ``complete`` says that ``path`` is.
+    ``finished`` are the rows that are there; ``complete`` says that ``path`` is. ``spool_path`` is for an input that
+    can be read only once; it goes when the journal goes.
 
     Raises:
         OutputExists: the output, or what an earlier run left of it, is there already, or is being written.
@@ -49,8 +50,9 @@ class BatchOutput:
 
     def __init__(self, path: Path, samples: int = 1, *, resume: bool = False, overwrite: bool = False) -> None:
         self.path = Path(os.path.realpath(path))
-        self.journal_path, self._manifest_path, self.partial = (
-            self.path.with_name(self.path.name + suffix) for suffix in (JOURNAL_SUFFIX, MANIFEST_SUFFIX, PARTIAL_SUFFIX)
+        self.journal_path, self._manifest_path, self.partial, self.spool_path = (
+            self.path.with_name(self.path.name + suffix)
+            for suffix in (JOURNAL_SUFFIX, MANIFEST_SUFFIX, PARTIAL_SUFFIX, SPOOL_SUFFIX)
         )
         self.complete = False
         self.unanswered = 0
@@ -82,6 +84,8 @@ class BatchOutput:
                 f"The run that is to go on has {self.manifest.samples} answers a row, not {samples} "
                 "(--num-return-sequences)."
             )
+        if not begun:
+            self.spool_path.unlink(missing_ok=True)
         self._open = Journal(self.journal_path, samples, fresh=not begun)
         self.finished = self._open.finished
 
@@ -214,6 +218,7 @@ class BatchOutput:
                 os.fsync(file.fileno())
             self._put_in_place()
             sync_folder(self.path.parent)
+            self.spool_path.unlink(missing_ok=True)
             self.journal_path.unlink()
         except FileExistsError as error:
             raise OutputExists(
@@ -273,8 +278,8 @@ class BatchOutput:
         finally:
             journal.close()
             if not self.complete and not journal.finished.count:
-                self.journal_path.unlink(missing_ok=True)
-                self._manifest_path.unlink(missing_ok=True)
+                for path in (self.journal_path, self._manifest_path, self.spool_path):
+                    path.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self

@@ -21,6 +21,7 @@ import click
 from samplerpool.batch.durable import run_durably
 from samplerpool.batch.output import BatchOutput
 from samplerpool.batch.runner import StopSwitch
+from samplerpool.batch.spool import is_stream, spool
 from samplerpool.batch.tally import BatchSummary, Progress
 from samplerpool.cli.batch_view import View, summary_lines, view_for
 from samplerpool.cli.command import Command
@@ -117,9 +118,9 @@ def command(
 ) -> int:
     """Answer every row of INPUT, and write the rows with their answers to --output as JSON Lines, in order.
 
-    INPUT is a file (JSON Lines, JSON, CSV, TSV, Parquet, Arrow, text), a folder of them, a YAML file of several, or a
-    data set of the hub. A row has "messages" (a conversation) or "prompt" (a text), or what --converter reads; its
-    other columns are kept. A row that cannot be answered gets its error instead.
+    INPUT is a file (JSON Lines, JSON, CSV, TSV, Parquet, Arrow, text), a folder of them, a YAML file of several, a
+    data set of the hub, or - for standard input (JSON). A row has "messages" (a conversation) or "prompt" (a text), or
+    what --converter reads; its other columns are kept. A row that cannot be answered gets its error instead.
 
     A row that is finished goes to FILE.journal; when all are, FILE is put together. Ctrl-C finishes the rows that are
     being answered and stops; pressed twice, it stops at once. Whatever ended it, --resume answers the rest.
@@ -144,13 +145,14 @@ def command(
         fetch_media,
         sampling,
     )
-    with _data(job) as data, _output(job, data) as file:
+    with BatchOutput(job.output, job.samples, resume=job.resume, overwrite=job.overwrite) as file:
         if file.complete:
             click.echo(f"{file.path} is complete already")
             return 0
-        with _connected(pool, connect, model, model_settings) as connection:
-            summary = _run(job, data, file, connection)
-        return _conclude(summary, file)
+        with _data(job, file) as data:
+            with _connected(pool, connect, model, model_settings) as connection:
+                summary = _run(job, data, file, connection)
+            return _conclude(summary, file)
 
 
 def _check_choice(pool: str | None, connect: Path | None, model: str | None) -> None:
@@ -159,17 +161,14 @@ def _check_choice(pool: str | None, connect: Path | None, model: str | None) -> 
         raise UsageError(f"Give just one of {' and '.join(chosen)}: they name different pools.")
 
 
-def _data(job: Job) -> DataCollection:
-    return DataCollection.open(
-        job.source, converter=job.converter, note=lambda sentence: click.echo(sentence, err=True)
-    )
-
-
-def _output(job: Job, data: DataCollection) -> BatchOutput:
+def _data(job: Job, output: BatchOutput) -> DataCollection:
+    source = str(spool(job.source, output.spool_path)) if is_stream(job.source) else job.source
+    data = DataCollection.open(source, converter=job.converter, note=lambda sentence: click.echo(sentence, err=True))
     for path in data.paths if job.output.exists() else ():
         if os.path.samefile(path, job.output):
+            data.close()
             raise UsageError(f"Input and output are the same file, {path}; choose another --output.")
-    return BatchOutput(job.output, job.samples, resume=job.resume, overwrite=job.overwrite)
+    return data
 
 
 # ---- the pool -----------------------------------------------------------------------------------------------------
