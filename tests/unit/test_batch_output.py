@@ -207,11 +207,10 @@ def test_putting_it_together_can_be_done_again(path: Path) -> None:
     with BatchOutput(path, resume=True) as output:
         output.assemble()
     (path.parent / "out.jsonl.journal").write_bytes(journal)
-    with BatchOutput(path, resume=True) as output:
-        output.assemble()
-    assert names(path) == ["out.jsonl", "out.jsonl.run.json"]
-    with BatchOutput(path, resume=True) as output:
-        assert output.complete
+    for _ in range(2):
+        with BatchOutput(path, resume=True) as output:
+            assert output.complete
+        assert names(path) == ["out.jsonl", "out.jsonl.run.json"]
 
 
 def test_what_an_interrupted_run_left_is_not_lost(path: Path) -> None:
@@ -266,6 +265,34 @@ def test_an_error_of_the_row_is_finished_and_one_that_passes_is_not(path: Path) 
         output.write(RowResult(row(1), 0, 5, None, LeaseExpired("late"), transient=True))
         assert (output.unanswered, output.finished.count, output.finished.errors) == (1, 1, 1)
         assert [r.index for r in output.missing(map(row, range(2)))] == [1]
+
+
+def test_errors_can_be_tried_again_and_the_output_is_replaced_if_it_is_the_run_s_own(path: Path) -> None:
+    error = RowResult(row(1), 0, None, None, BadRow("bad"))
+    with begun(path, answered(0), error) as output:
+        output.assemble()
+    first = path.read_bytes()
+    assert names(path) == ["out.jsonl", "out.jsonl.journal", "out.jsonl.run.json"]
+    with BatchOutput(path, resume=True) as output:
+        assert output.complete
+    with BatchOutput(path, retry_errors=True) as output:
+        mended = row(1, "Is it so?")  # what was wrong with it may have been mended
+        assert [r.index for r in output.missing([row(0), mended])] == [1]
+        output.write(answered(1))
+        output.assemble()
+    assert path.read_bytes() != first
+    assert names(path) == ["out.jsonl", "out.jsonl.run.json"]
+
+
+def test_an_output_that_was_edited_is_not_replaced_by_another_try(path: Path) -> None:
+    with begun(path, answered(0), RowResult(row(1), 0, None, None, BadRow("bad"))) as output:
+        output.assemble()
+    path.write_text("edited")
+    with BatchOutput(path, retry_errors=True) as output:
+        output.write(answered(1))
+        with pytest.raises(OutputExists, match="appeared"):
+            output.assemble()
+    assert path.read_text() == "edited"
 
 
 def test_what_has_changed_is_refused_unless_accepted(path: Path) -> None:

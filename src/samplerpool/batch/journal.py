@@ -21,7 +21,7 @@ import os
 import struct
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -111,11 +111,10 @@ class Finished:
         there = place < self.places and self.offsets[place] != 0
         return there and (errors or self.outcomes[place] != Outcome.ERROR)
 
-    def same_input(self, row: int, hashed: bytes) -> bool:
-        """Whether what is held of a row was made of this input row."""
+    def same_input(self, row: int, samples: Iterable[int], hashed: bytes) -> bool:
+        """Whether these samples of a row, which are there, were made of this input row."""
         value = int.from_bytes(hashed, "little")
-        places = range(row * self.samples, min((row + 1) * self.samples, self.places))
-        return all(self.hashes[place] == value for place in places if self.offsets[place])
+        return all(self.hashes[row * self.samples + sample] == value for sample in samples)
 
 
 class Journal:

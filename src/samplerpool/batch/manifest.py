@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
 from samplerpool.errors import BatchError
 
 FORMAT = 1
-_NOT_COMPARED = frozenset(("run_seed", "source", "overwrite", "format"))
+_NOT_COMPARED = frozenset(("run_seed", "source", "overwrite", "outputs", "format"))
 """The seed is taken from the manifest; a file may have another name by now."""
 
 
@@ -33,6 +33,7 @@ class Manifest:
         version: of samplerpool.
         run_seed: from which each answer's seed is derived.
         overwrite: what stood in the output's place is to be replaced.
+        outputs: hashes of the outputs that were put together; more than one where errors were tried again.
     """
 
     source: str
@@ -44,6 +45,7 @@ class Manifest:
     version: str
     run_seed: int
     overwrite: bool = False
+    outputs: Sequence[str] = ()
     format: int = FORMAT
 
     @property
@@ -73,7 +75,8 @@ class Manifest:
             known = {f.name for f in fields(cls)}
             if data.get("format") != FORMAT:
                 raise ValueError(f"format {data.get('format')!r} is not {FORMAT}")
-            return cls(**{name: value for name, value in data.items() if name in known})
+            manifest = cls(**{name: value for name, value in data.items() if name in known})
+            return replace(manifest, outputs=tuple(manifest.outputs))
         except (OSError, ValueError, TypeError, AttributeError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise BatchError(

@@ -2,16 +2,19 @@
 
 Beside ``FILE`` stand ``FILE.journal``, to which each row goes as it finishes, and ``FILE.run.json``, which says what
 run it is. When the last row is there, ``FILE`` is put together in input order as ``FILE.partial`` and put in place; the
-journal goes, the manifest stays. Until then whatever ends the run leaves a journal with which it can go on.
+journal goes (if no row failed, else those can be tried again), the manifest stays. Until then whatever ends the run
+leaves a journal with which it can go on.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,6 +27,7 @@ from samplerpool.data.rows import Row
 from samplerpool.errors import BatchError, FingerprintMismatch, OutputExists
 
 JOURNAL_SUFFIX, MANIFEST_SUFFIX, PARTIAL_SUFFIX, SPOOL_SUFFIX = ".journal", ".run.json", ".partial", ".input"
+DIGEST_BYTES = 16
 SYNC_INTERVAL_S = 1.0
 """What a power cut can cost: the rows of so many seconds, which are then answered again."""
 
@@ -39,6 +43,7 @@ class BatchOutput:
         samples: answers per row.
         resume: go on with what an earlier run left, if it left anything.
         overwrite: forget that, and replace what stands at ``path``.
+        retry_errors: like ``resume``, and error rows count as not answered.
 
     ``finished`` are the rows that are there; ``complete`` says that ``path`` is. ``spool_path`` is for an input that
     can be read only once; it goes when the journal goes.
@@ -48,7 +53,9 @@ class BatchOutput:
         BatchError: it cannot be written there; the manifest cannot be read.
     """
 
-    def __init__(self, path: Path, samples: int = 1, *, resume: bool = False, overwrite: bool = False) -> None:
+    def __init__(
+        self, path: Path, samples: int = 1, *, resume: bool = False, overwrite: bool = False, retry_errors: bool = False
+    ) -> None:
         self.path = Path(os.path.realpath(path))
         self.journal_path, self._manifest_path, self.partial, self.spool_path = (
             self.path.with_name(self.path.name + suffix)
@@ -61,6 +68,8 @@ class BatchOutput:
         self._open: Journal | None = None
         self._samples = samples
         self._overwrite = overwrite
+        self._retry_errors = retry_errors
+        resume |= retry_errors
         self._synced_at = time.monotonic()
         self._check_folder()
         begun = self.journal_path.exists() and not overwrite
@@ -79,6 +88,9 @@ class BatchOutput:
         if begun:
             self.manifest = Manifest.read(self._manifest_path)
             self._overwrite = self.manifest.overwrite
+            if there and not retry_errors and self.manifest.outputs and self._digest() == self.manifest.outputs[-1]:
+                self._find_complete()
+                return
         if self.manifest is not None and self.manifest.samples != samples:
             raise BatchError(
                 f"The run that is to go on has {self.manifest.samples} answers a row, not {samples} "
@@ -88,6 +100,18 @@ class BatchOutput:
             self.spool_path.unlink(missing_ok=True)
         self._open = Journal(self.journal_path, samples, fresh=not begun)
         self.finished = self._open.finished
+
+    def _find_complete(self) -> None:
+        """The output is there; the journal stays only as long as it holds errors."""
+        self.complete = True
+        with Journal(self.journal_path, self._samples) as journal:
+            self.finished = journal.finished
+            self._tidy()
+
+    def _tidy(self) -> None:
+        if not self.finished.errors:
+            self.spool_path.unlink(missing_ok=True)
+            self.journal_path.unlink()
 
     def _check_folder(self) -> None:
         folder = self.path.parent
@@ -158,8 +182,12 @@ class BatchOutput:
         finished, rows_before, index = self.finished, self.finished.rows, -1
         for row in rows:
             index = row.index
-            done = frozenset(sample for sample in range(self._samples) if finished.has(row.index, sample))
-            if done and not finished.same_input(row.index, row_hash(row.columns)):
+            done = frozenset(
+                sample
+                for sample in range(self._samples)
+                if finished.has(row.index, sample, errors=not self._retry_errors)
+            )
+            if done and not finished.same_input(row.index, done, row_hash(row.columns)):
                 raise FingerprintMismatch(
                     f"Row {row.index} of the input is not what it was when it was answered, so what is left of "
                     "it may not be the rest. Bring the input back, or begin anew with --overwrite.",
@@ -201,7 +229,7 @@ class BatchOutput:
     # ---- the end --------------------------------------------------------------------------------------------------
 
     def assemble(self) -> None:
-        """All rows are there: put the file together, put it in its place, and remove the journal.
+        """All rows are there: put the file together, put it in its place, and remove the journal if no row failed.
 
         If it is interrupted, it can be done again.
 
@@ -211,15 +239,18 @@ class BatchOutput:
         """
         self._journal.sync()
         self._check_room()
+        digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
         try:
             with open(self.partial, "wb", buffering=FLUSH_BYTES) as file:
-                file.writelines(self._journal.lines())
+                for line in self._journal.lines():
+                    digest.update(line)
+                    file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
+            self._note_output(digest.hexdigest())
             self._put_in_place()
             sync_folder(self.path.parent)
-            self.spool_path.unlink(missing_ok=True)
-            self.journal_path.unlink()
+            self._tidy()
         except FileExistsError as error:
             raise OutputExists(
                 f"The output file {self.path} appeared while the batch ran; this run's rows are in {self.partial}, and "
@@ -229,6 +260,13 @@ class BatchOutput:
         except OSError as error:
             raise self._unwritable(error) from error
         self.complete = True
+
+    def _note_output(self, digest: str) -> None:
+        """Note what the output will be, so that it is known as this run's own if it has to be replaced."""
+        assert self.manifest is not None, "begin comes first"
+        outputs = (*(known for known in self.manifest.outputs if known != digest), digest)
+        self.manifest = replace(self.manifest, outputs=outputs)
+        self.manifest.write(self._manifest_path)
 
     def _check_room(self) -> None:
         system = os.statvfs(self.path.parent)
@@ -257,12 +295,16 @@ class BatchOutput:
         os.replace(self.partial, self.path)
 
     def _is_ours(self) -> bool:
-        """Whether what stands there is what this run put there before it was killed: the same bytes."""
-        with open(self.path, "rb") as there, open(self.partial, "rb") as ours:
-            while (some := ours.read(FLUSH_BYTES)) == there.read(FLUSH_BYTES):
-                if not some:
-                    return True
-        return False
+        """Whether what stands there is what this run has put there."""
+        return self.manifest is not None and self._digest() in self.manifest.outputs
+
+    def _digest(self) -> str:
+        """Of what stands there."""
+        digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+        with open(self.path, "rb") as file:
+            while some := file.read(FLUSH_BYTES):
+                digest.update(some)
+        return digest.hexdigest()
 
     def _unwritable(self, error: OSError) -> BatchError:
         return BatchError(f"The output {self.path} cannot be written: {error.strerror}.", path=str(self.path))

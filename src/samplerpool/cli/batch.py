@@ -54,6 +54,7 @@ class Job:
     converter: str | None
     output: Path
     resume: bool
+    retry_errors: bool
     overwrite: bool
     accept_changes: bool
     limit: int | None
@@ -81,6 +82,7 @@ class Job:
     "own. Default: chosen by each row's columns.",
 )
 @click.option("--resume", is_flag=True, help="Go on with what an interrupted run left, if it left anything.")
+@click.option("--retry-errors", is_flag=True, help="Like --resume, and answer the rows again that carry errors.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that is there already, and what a run left of one.")
 @click.option(
     "--accept-changes", is_flag=True, help="With --resume: go on although the model or a setting has changed."
@@ -107,6 +109,7 @@ def command(
     model: str | None,
     converter: str | None,
     resume: bool,
+    retry_errors: bool,
     overwrite: bool,
     accept_changes: bool,
     limit: int | None,
@@ -130,13 +133,14 @@ def command(
     """
     _check_choice(pool, connect, model)
     check_unheard(context, model_settings if model is None else ())
-    if resume and overwrite:
-        raise UsageError("Give either --resume or --overwrite: to go on, or to begin anew.")
+    if (resume or retry_errors) and overwrite:
+        raise UsageError("Give either --resume (or --retry-errors) or --overwrite: to go on, or to begin anew.")
     job = Job(
         source,
         converter,
         output,
         resume,
+        retry_errors,
         overwrite,
         accept_changes,
         limit,
@@ -145,10 +149,10 @@ def command(
         fetch_media,
         sampling,
     )
-    with BatchOutput(job.output, job.samples, resume=job.resume, overwrite=job.overwrite) as file:
+    with BatchOutput(output, job.samples, resume=resume, overwrite=overwrite, retry_errors=retry_errors) as file:
         if file.complete:
             click.echo(f"{file.path} is complete already")
-            return 0
+            return EXIT_ROW_ERRORS if file.finished.errors else 0
         with _data(job, file) as data:
             with _connected(pool, connect, model, model_settings) as connection:
                 summary = _run(job, data, file, connection)
@@ -315,19 +319,21 @@ def _rows_kept_on_failure(output: BatchOutput, view: View) -> Iterator[None]:
 
 
 def _left(output: BatchOutput) -> str:
-    return f"{output.finished.count:,} answers are in {output.journal_path}; to go on: {_command_to_resume()}"
+    return f"{output.finished.count:,} answers are in {output.journal_path}; to go on: {_command('--resume')}"
 
 
-def _command_to_resume() -> str:
+def _command(option: str) -> str:
     """What the user has typed, for going on."""
-    words = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume")]
-    return shlex.join(["samplerpool", *words, "--resume"])
+    words = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume", "--retry-errors")]
+    return shlex.join(["samplerpool", *words, option])
 
 
 def _conclude(summary: BatchSummary, output: BatchOutput) -> int:
     """Say what was done, and choose the exit code."""
     if summary.complete:
         place = f"written to {output.path}"
+        if output.finished.errors:
+            place += f"; to try the {output.finished.errors:,} errors again: {_command('--retry-errors')}"
     else:
         place = f"interrupted; {_left(output)}" if output.finished.count else "interrupted before any row was finished"
     for line in (*summary_lines(summary), place):
