@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pexpect
 import pytest
 
 from samplerpool.batch.journal import HEADER, Journal
@@ -279,6 +280,23 @@ def test_ctrl_c_finishes_what_runs_and_keeps_it(tmp_path: Path) -> None:
     assert 0 < len(rows) < 3000
     assert all(row["generation"]["text"] and row["generation"]["error"] is None for row in rows)
     assert not batch.output.exists()
+
+
+def test_the_end_of_the_terminal_is_like_the_first_ctrl_c(tmp_path: Path) -> None:
+    write_rows(tmp_path / "in.jsonl", [f"[[tokens:10]][[pace:0.05]] {i}" for i in range(2000)])
+    journal = tmp_path / "out.jsonl.journal"
+    with pool() as sampler:
+        names = (str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl"), *connect(sampler))
+        child = pexpect.spawn(sys.executable, ["-m", "samplerpool", "batch", *names], timeout=DEADLINE_S)
+        eventually(lambda: journal.exists() and journal.stat().st_size > len(HEADER), "some rows are written")
+        os.close(child.child_fd)
+        child.child_fd = -1
+        child.wait()
+    assert (child.exitstatus, child.signalstatus) == (130, None)
+    with Journal(journal, 1) as left:
+        rows = [json.loads(line) for line in left.lines()]
+    assert 0 < len(rows) < 2000
+    assert all(row["generation"]["text"] for row in rows)
 
 
 def test_ctrl_c_twice_stops_at_once_and_frees_the_workers(tmp_path: Path) -> None:

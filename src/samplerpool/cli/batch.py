@@ -277,17 +277,26 @@ class _ProgressShell:
 
 @contextmanager
 def _stop_switch() -> Iterator[StopSwitch]:
-    """Ctrl-C presses it once; SIGTERM means at once. A third time, or when even that is not heard, interrupts."""
+    """Ctrl-C presses it once, and so does the end of the terminal; SIGTERM means at once. A third time, or when even
+    that is not heard, interrupts."""
     switch = StopSwitch()
+    terminals = [number for number in (1, 2) if os.isatty(number)]
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         switch.press()
+        if number == signal.SIGHUP:  # nobody is there to read, and writing would fail
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for terminal in terminals:
+                os.dup2(nowhere, terminal)
         if number == signal.SIGTERM:
             switch.pressed = max(2, switch.pressed)
         if switch.pressed > 2:
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, on_signal) for number in numbers}
     try:
         yield switch
     finally:
