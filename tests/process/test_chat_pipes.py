@@ -166,6 +166,20 @@ def test_run_chat_writes_answers_to_a_new_file(tmp_path: Path, capsys: pytest.Ca
     assert (tmp_path / "out.jsonl").read_text() == text
 
 
+def test_run_chat_refuses_an_output_that_is_there_also_if_rows_of_it_failed(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    args = {
+        "sample_backend": "scripted",
+        "train_dataset": questions(tmp_path / "data.jsonl", "no row", {"prompt": "two"}),
+    }
+    run_chat({**args, "output": str(output)})
+    text = output.read_text()
+    assert answers(text) == [(0, ""), (1, "two")]
+    with pytest.raises(OutputExists, match=r"is there already, with all rows.* remove out.jsonl and out.jsonl.journal"):
+        run_chat({**args, "output": str(output)})
+    assert output.read_text() == text
+
+
 @pytest.mark.parametrize(
     "args",
     [

@@ -23,7 +23,7 @@ from samplerpool.config.sampling import sampling_params
 from samplerpool.data.answers import RowResult, output_row
 from samplerpool.data.collection import DataCollection
 from samplerpool.data.json_text import to_json
-from samplerpool.errors import InvalidParameter, SamplerPoolError, UsageError
+from samplerpool.errors import InvalidParameter, OutputExists, SamplerPoolError, UsageError
 from samplerpool.samplers.sync_sampler import SyncSampler
 
 __all__ = ["SyncSampler", "main", "run_chat"]
@@ -137,9 +137,21 @@ def _answer_data(arguments: Arguments) -> int:
 
 
 def _output(name: str, samples: int) -> BatchOutput:
-    """The output, which goes on with what an interrupted run has left of it."""
+    """The output, which goes on with what an interrupted run has left of it.
+
+    Raises:
+        OutputExists: no run was interrupted; a journal may be there nevertheless, as it stays with rows that failed.
+    """
     path = Path(name).expanduser()
-    return BatchOutput(path, samples, resume=path.with_name(path.name + JOURNAL_SUFFIX).exists())
+    output = BatchOutput(path, samples, resume=path.with_name(path.name + JOURNAL_SUFFIX).exists())
+    if output.complete:
+        left = f" and {output.journal_path.name}" if output.journal_path.exists() else ""
+        raise OutputExists(
+            f"The output file {output.path} is there already, with all rows. Give another output, or remove "
+            f"{output.path.name}{left}.",
+            path=str(output.path),
+        )
+    return output
 
 
 def _print_answers(
