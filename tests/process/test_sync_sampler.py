@@ -61,6 +61,12 @@ def test_v1_messages_system_prompts_and_plain_strings_are_taken(sampler: SyncSam
     assert "".join(sampler.generate("plain")) == "plain"
 
 
+def test_tools_may_be_a_list_as_in_rows(sampler: SyncSampler) -> None:
+    assert "".join(sampler.generate("[[say:yes]]", [{"type": "function", "function": {"name": "f"}}])) == "yes"
+    with pytest.raises(RenderError, match="tools cannot be written as JSON"):
+        sampler.generate("[[say:yes]]", [{"names": {1}}])
+
+
 def test_stop_strings_and_limits(sampler: SyncSampler) -> None:
     assert "".join(sampler.generate("[[say:one two three]]", stop="two")) == "one "
     assert sampler.last is not None
@@ -264,6 +270,13 @@ def test_a_model_in_this_process_is_hosted_on_a_socket(monkeypatch: pytest.Monke
         with pytest.raises(EngineBroken):
             list(sampler.generate("[[raise]]"))
         assert "".join(sampler.generate("still here")) == "still here"
+
+
+def test_what_is_no_renderer_and_no_arguments_is_named() -> None:
+    with pytest.raises(
+        InvalidParameter, match=r"args must be SampleArguments\(...\), not dict\. renderer .* not int\."
+    ):
+        SyncSampler({"temperature": 0.5}, ModelArguments(), object(), 3)  # type: ignore[arg-type]
 
 
 def test_a_hosted_model_that_nobody_closed_leaves_no_socket_file(own_folders: Path) -> None:

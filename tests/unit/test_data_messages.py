@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from samplerpool.data.messages import split_reference, to_v1
+from samplerpool.data.messages import split_reference, to_v1, tools_text
 from samplerpool.errors import RenderError
 
 
@@ -126,3 +126,13 @@ def test_a_trailing_assistant_turn_is_the_reference():
 def test_an_assistant_turn_alone_leaves_nothing_to_answer():
     with pytest.raises(RenderError, match="nothing to answer"):
         split_reference([text("assistant", "4")])
+
+
+def test_tools_are_json_text_or_what_it_would_say():
+    tools = [{"type": "function", "function": {"name": "größe"}}]
+    assert tools_text(tools) == json.dumps(tools, ensure_ascii=False)
+    assert tools_text(tools[0]) == json.dumps(tools[0], ensure_ascii=False)
+    assert tools_text("{not json") == "{not json"
+    assert [tools_text(nothing) for nothing in (None, "", [], {})] == [None] * 4
+    with pytest.raises(RenderError, match=r"^tools cannot be written as JSON: .*set"):
+        tools_text([{"names": {1}}])

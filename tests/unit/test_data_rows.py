@@ -67,7 +67,7 @@ def test_a_byte_order_mark_is_tolerated(tmp_path):
         (b'{"text": "a", "id": 3}', BadRow, ["line 2", "messages or a prompt", "text, id"]),
         (b"{}", BadRow, ["line 2", "messages or a prompt", "none"]),
         (b'{"chosen_messages": [], "rejected_messages": []}', BadRow, ["line 2", "preference pair"]),
-        (b'{"prompt": "a", "tools": "\\ud83d"}', BadRow, ["line 2", "tools", "surrogate"]),
+        (b'{"prompt": "a", "tools": "\\ud83d"}', RenderError, ["line 2", "tools", "surrogate"]),
         (b'{"messages": [{"role": "bot", "content": "a"}]}', RenderError, ["line 2: messages[0]", "'bot'"]),
         (b'{"messages": []}', RenderError, ["line 2", "no messages"]),
         (b'{"messages": [{"role": "assistant", "content": "a"}]}', RenderError, ["line 2", "nothing to answer"]),

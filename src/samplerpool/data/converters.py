@@ -6,14 +6,13 @@ with a dot in it, ``package.module.function``, is imported. ``auto`` chooses by 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, cast
 
 from samplerpool.data import builtin_converters as builtin
-from samplerpool.data.messages import to_v1
+from samplerpool.data.messages import to_v1, tools_text
 from samplerpool.errors import BadRow, InvalidParameter, RenderError, SamplerPoolError
 from samplerpool.types import Sample
 
@@ -149,23 +148,7 @@ def _checked(made: Mapping[str, Any]) -> Sample:
     else:
         names = ", ".join(map(str, sample)) or "nothing"
         raise BadRow(f"the converter made no messages of it, and no pair of them; it made: {names}.")
-    tools = _tools(sample.pop("tools", None))
+    tools = tools_text(sample.pop("tools", None))
     if tools is not None:
         sample["tools"] = tools
     return cast(Sample, sample)
-
-
-def _tools(tools: Any) -> str | None:
-    """Tools as JSON text; whether the text is valid is the renderer's matter."""
-    if not tools:
-        return None
-    if not isinstance(tools, str):
-        try:
-            tools = json.dumps(tools, ensure_ascii=False)
-        except (TypeError, ValueError) as error:
-            raise BadRow(f"tools cannot be written as JSON: {error}.") from None
-    try:
-        tools.encode()
-    except UnicodeEncodeError:
-        raise BadRow("tools hold half a surrogate pair, which is no character; remove it.") from None
-    return str(tools)

@@ -59,6 +59,29 @@ def split_reference(messages: Sequence[Message]) -> tuple[list[Message], Message
     return list(messages[:-1]), messages[-1]
 
 
+def tools_text(tools: Any) -> str | None:
+    """Tools as JSON text; whether what the text says can be used is the renderer's matter.
+
+    Args:
+        tools: that text, or what it would say: a list of tools, or a single one. Empty means none.
+
+    Raises:
+        RenderError: it cannot be written as JSON.
+    """
+    if not tools:
+        return None
+    if not isinstance(tools, str):
+        try:
+            tools = json.dumps(tools, ensure_ascii=False)
+        except (TypeError, ValueError) as error:
+            raise RenderError(f"tools cannot be written as JSON: {error}.") from None
+    try:
+        tools.encode()
+    except UnicodeEncodeError:
+        raise RenderError("tools hold half a surrogate pair, which is no character; remove it.") from None
+    return str(tools)
+
+
 def _message(index: int, message: Any) -> Message:
     if not isinstance(message, Mapping):
         _fail(index, f"a message must be an object with role and content, not {_kind(message)}")

@@ -16,11 +16,11 @@ from samplerpool.config.arguments import EngineConfig, ModelArguments, SampleArg
 from samplerpool.config.sampling import PARAMS, SamplingParams, sampling_params
 from samplerpool.data.answers import Answer, RowResult, output_row, row_seed
 from samplerpool.data.media import has_media, with_media_read
-from samplerpool.data.messages import to_v1
+from samplerpool.data.messages import to_v1, tools_text
 from samplerpool.data.rows import Row, rows_from_dataset
 from samplerpool.engine.base import BATCH, INTERACTIVE, Engine, PromptRenderer, RequestId, check_adapter
 from samplerpool.engine.loop import Admitted, EngineLoop, RequestEvent, RequestOutput
-from samplerpool.errors import RenderError, SamplerPoolError
+from samplerpool.errors import InvalidParameter, RenderError, SamplerPoolError
 from samplerpool.samplers.intake import Intake, Job
 from samplerpool.types import Dataset, Message, Sample, TokenLogprobs
 from samplerpool.wire.messages import ChatPrompt
@@ -45,6 +45,10 @@ class BaseSampler:
         renderer: renders prompts and parses answers.
         engine: a ready engine; otherwise one is built by ``args.sample_backend`` around the model.
         generation_defaults: parameters that the checkpoint itself asks for, below ``args``.
+
+    Raises:
+        InvalidParameter: one of them is not what it should be; all that are wrong are named.
+        StartFailed: the model cannot be run, or another sampler has it.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class BaseSampler:
         engine: Engine | None = None,
         generation_defaults: SamplingParams | None = None,
     ) -> None:
+        _check_kinds(args, model, renderer)
         self.args = args
         self.model_args = model_args
         self.renderer = renderer
@@ -73,14 +78,19 @@ class BaseSampler:
     # ---- the interface of the seed --------------------------------------------------------------------------------
 
     async def generate(
-        self, messages: Sequence[Message] | str, tools: str | None = None, *, fetch_media: bool = False, **params: Any
+        self,
+        messages: Sequence[Message] | str,
+        tools: str | Sequence[Mapping[str, Any]] | None = None,
+        *,
+        fetch_media: bool = False,
+        **params: Any,
     ) -> AsyncGenerator[str, None]:
         """Answer a conversation. Closing the generator early aborts the request.
 
         Args:
             messages: in the v1 or the common form, or a plain string for one user turn. Images, videos and sounds are
                 paths, ``file:`` or ``data:`` URLs.
-            tools: JSON text of the tools on offer.
+            tools: the tools on offer, as JSON text or as a list of objects.
             fetch_media: get images, videos and sounds from ``http(s):`` URLs, too.
             **params: sampling parameters, see ``config.sampling.SamplingParams``.
 
@@ -91,7 +101,7 @@ class BaseSampler:
             RequestError: the request failed, or (RenderError) a file of the messages' cannot be read.
             InvalidParameter: a parameter that does not exist or is out of range.
         """
-        prompt = ChatPrompt(with_media_read(to_v1(messages), fetch=fetch_media), tools)
+        prompt = ChatPrompt(with_media_read(to_v1(messages), fetch=fetch_media), tools_text(tools))
         events: asyncio.Queue[RequestEvent] = asyncio.Queue()
         job = self._job(prompt, sampling_params(params).given(), INTERACTIVE, events)
         self._intake.submit([job])
@@ -274,6 +284,17 @@ def checkpoint_defaults(model: Any) -> SamplingParams:
     from samplerpool.model.model_engine import generation_defaults
 
     return generation_defaults(model.generation_config)
+
+
+def _check_kinds(args: Any, model: Any, renderer: Any) -> None:
+    """Groups of arguments are not mappings here, and a tokenizer is not a renderer yet: both are easily confused."""
+    problems = []
+    if not isinstance(args, SampleArguments):
+        problems.append(f"args must be SampleArguments(...), not {type(args).__name__}.")
+    if model is not None and not hasattr(renderer, "codec"):
+        problems.append(f"renderer must be a Renderer, such as Renderer(tokenizer), not {type(renderer).__name__}.")
+    if problems:
+        raise InvalidParameter(" ".join(problems))
 
 
 def _engine_around(args: SampleArguments, model: Any, renderer: PromptRenderer) -> Engine:

@@ -21,7 +21,7 @@ from samplerpool.client.routing import Affinity, WorkerView, choose
 from samplerpool.config.arguments import ModelArguments, PoolArguments, SampleArguments
 from samplerpool.config.sampling import sampling_params
 from samplerpool.data.media import with_media_read
-from samplerpool.data.messages import to_v1
+from samplerpool.data.messages import to_v1, tools_text
 from samplerpool.engine.base import PromptRenderer
 from samplerpool.errors import InvalidParameter
 from samplerpool.samplers.base_sampler import BaseSampler
@@ -166,7 +166,7 @@ class SyncSampler(BaseSampler):
     def generate(  # type: ignore[override]
         self,
         messages: Sequence[Message] | Sequence[Mapping[str, Any]] | str,
-        tools: str | None = None,
+        tools: str | Sequence[Mapping[str, Any]] | None = None,
         *,
         template_options: Mapping[str, Any] | None = None,
         fetch_media: bool = False,
@@ -177,7 +177,7 @@ class SyncSampler(BaseSampler):
         Args:
             messages: in the v1 or the common form, or a plain string for one user turn. Images, videos and sounds are
                 paths (read here), ``file:`` or ``data:`` URLs.
-            tools: JSON text of the tools on offer.
+            tools: the tools on offer, as JSON text or as a list of objects.
             template_options: keyword arguments through to the chat template (``enable_thinking``, ...).
             fetch_media: get images, videos and sounds from ``http(s):`` URLs, too.
             **params: sampling parameters, see ``config.sampling.SamplingParams``.
@@ -195,7 +195,7 @@ class SyncSampler(BaseSampler):
             WorkerDied: no worker is left, or this request has ended several; with ``data["text"]``, what was received.
         """
         read = with_media_read(to_v1(messages), fetch=fetch_media)
-        prompt = ChatPrompt(read, tools, dict(template_options or {}))
+        prompt = ChatPrompt(read, tools_text(tools), dict(template_options or {}))
         given = sampling_params(params).given()
         if given.get("num_return_sequences", 1) > 1:
             raise InvalidParameter("A stream is one answer; for num_return_sequences above 1 use batch_infer.")
