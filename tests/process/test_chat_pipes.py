@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from samplerpool import run_chat
-from samplerpool.errors import InvalidParameter, OutputExists
+from samplerpool.errors import FingerprintMismatch, InvalidParameter, OutputExists
 from samplerpool.samplers.sync_sampler import SyncSampler
 
 TIMEOUT_S = 60.0
@@ -178,6 +178,11 @@ def test_run_chat_refuses_an_output_that_is_there_also_if_rows_of_it_failed(tmp_
     with pytest.raises(OutputExists, match=r"is there already, with all rows.* remove out.jsonl and out.jsonl.journal"):
         run_chat({**args, "output": str(output)})
     assert output.read_text() == text
+    output.unlink()
+    with pytest.raises(
+        FingerprintMismatch, match=r"top_k: was null, is 3.* or remove \S+out.jsonl.journal to begin anew"
+    ):
+        run_chat({**args, "output": str(output), "top_k": 3})
 
 
 @pytest.mark.parametrize(

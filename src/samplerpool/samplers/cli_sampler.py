@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from samplerpool.config.sampling import sampling_params
 from samplerpool.data.answers import RowResult, output_row
 from samplerpool.data.collection import DataCollection
 from samplerpool.data.json_text import to_json
-from samplerpool.errors import InvalidParameter, OutputExists, SamplerPoolError, UsageError
+from samplerpool.errors import FingerprintMismatch, InvalidParameter, OutputExists, SamplerPoolError, UsageError
 from samplerpool.samplers.sync_sampler import SyncSampler
 
 __all__ = ["SyncSampler", "main", "run_chat"]
@@ -120,15 +120,16 @@ def _answer_data(arguments: Arguments) -> int:
         if output is None:
             summary = _print_answers(sampler, data, params, samples, fetch_media=fetch_media)
         else:
-            summary = run_durably(
-                sampler.connection,
-                data.rows(),
-                output,
-                source=", ".join(map(str, data.paths)),
-                converter=arguments.data.converter,
-                params=params,
-                fetch_media=fetch_media,
-            )
+            with _own_advice(output):
+                summary = run_durably(
+                    sampler.connection,
+                    data.rows(),
+                    output,
+                    source=", ".join(map(str, data.paths)),
+                    converter=arguments.data.converter,
+                    params=params,
+                    fetch_media=fetch_media,
+                )
     _say(
         f"{summary.rows} rows, {summary.error_rows} with errors, {summary.completion_tokens} tokens "
         f"in {summary.elapsed_s:.1f} s ({summary.tokens_per_s:.1f} tokens/s)"
@@ -152,6 +153,19 @@ def _output(name: str, samples: int) -> BatchOutput:
             path=str(output.path),
         )
     return output
+
+
+@contextmanager
+def _own_advice(output: BatchOutput) -> Iterator[None]:
+    """The options that such errors name are those of ``samplerpool batch``."""
+    try:
+        yield
+    except FingerprintMismatch as error:
+        raise FingerprintMismatch(
+            f"{error.message} (These are options of samplerpool batch. Here, give another output, or remove "
+            f"{output.journal_path} to begin anew.)",
+            **error.data,
+        ) from None
 
 
 def _print_answers(
