@@ -11,7 +11,18 @@ import zmq
 
 from samplerpool.wire.codec import decode_replies, encode
 from samplerpool.wire.endpoint import WorkerEntry
-from samplerpool.wire.messages import ChatPrompt, Failed, Finished, Generate, Malformed, Ping, Pong, Reply, WireMessage
+from samplerpool.wire.messages import (
+    ChatPrompt,
+    Completed,
+    Failed,
+    Finished,
+    Generate,
+    Malformed,
+    Ping,
+    Pong,
+    Reply,
+    WireMessage,
+)
 
 DEADLINE_S = 60.0
 
@@ -76,12 +87,12 @@ class RawClient:
         assert self._socket.poll(int(DEADLINE_S * 1000)), "nothing came"
         return decode_replies(self._socket.recv())
 
-    def until_ended(self, request_ids: Sequence[int]) -> dict[int, Failed | Finished]:
+    def until_ended(self, request_ids: Sequence[int]) -> dict[int, Failed | Finished | Completed]:
         """Read until all of these have ended; how each did."""
-        ends: dict[int, Failed | Finished] = {}
+        ends: dict[int, Failed | Finished | Completed] = {}
         while not set(request_ids) <= set(ends):
             for reply in self.receive():
-                if isinstance(reply, Failed | Finished):
+                if isinstance(reply, Failed | Finished | Completed):
                     assert reply.request_id not in ends or not reply.request_id, "a second end"
                     ends[reply.request_id] = reply
         return ends

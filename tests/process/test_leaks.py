@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from samplerpool.pool.launcher import LaunchedPool, describe_pool
-from samplerpool.wire.messages import Abort, Failed, Finished, Generate
+from samplerpool.wire.messages import Abort, Completed, Failed, Finished, Generate
 from tests.process.conftest import eventually
 from tests.process.raw_client import RawClient
 from tests.process.test_misbehaving_clients import figures_of, pool_with, worker_of
@@ -47,7 +47,7 @@ def one_round(pool: LaunchedPool) -> None:
             client.send(*(Abort(request.request_id) for request in part[::10]))
             client.send_raw(b"\x92\x01\x91\x93\x01\x00\x00")
             ends = client.until_ended([request.request_id for request in part])
-            assert {type(end) for end in ends.values()} == {Failed, Finished}
+            assert {type(end) for end in ends.values()} == {Failed, Finished, Completed}
     describe_pool(pool.connection)
 
 
