@@ -144,7 +144,12 @@ def test_samples_of_a_poisoned_row_share_its_fate() -> None:
     with pool() as sampler:
         results, _ = run(sampler, prompts, num_return_sequences=3)
         clean, _ = run(sampler, [p if "crash" not in p else "fine" for p in prompts], num_return_sequences=3)
-    assert convictions(results) == {(11, sample): f"WorkerDied: {ALONE}" for sample in range(3)}
+    found = convictions(results)
+    assert found.keys() == {(11, sample) for sample in range(3)}
+    # one of them may still be out when another is convicted, and die once more
+    assert all(
+        re.fullmatch(r"WorkerDied: The row took its worker along [345] times when .* alone", f) for f in found.values()
+    )
     assert [(r.row.index, r.sample) for r in results] == [(i, s) for i in range(30) for s in range(3)]
     assert [t for t in texts(results) if t is not None] == [t for t in texts(clean) if t != "fine"]
 
