@@ -378,9 +378,11 @@ def test_going_on_with_something_changed_is_refused_and_says_what(tmp_path: Path
         (tmp_path / "in.jsonl").write_text("".join(rows))
         done = go_on("--resume", "--temperature", "0.5")
         assert len(done.rows()) == 23
+        fewer = go_on("--resume", "--temperature", "0.5", "--limit", "3")
+        assert "limit: was null, is 3" in fewer.stderr
         again = go_on("--resume", "--temperature", "0.5")
         assert again.stdout == f"{again.output} is complete already\n"
-        assert codes == [1, 1, 1, 1, 1, 3, 3]
+        assert codes == [1, 1, 1, 1, 1, 3, 1, 3]
 
 
 def test_standard_input_is_kept_so_that_the_run_can_go_on_without_it(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from samplerpool.data.answers import Answer, RowResult
 from samplerpool.data.rows import Row, row_from
 from samplerpool.errors import BadRow, BatchError, FingerprintMismatch, LeaseExpired, OutputExists
 
-MANIFEST = Manifest("in.jsonl", 10, None, None, {}, {"name": "m", "weights": "ab"}, "1", 7)
+MANIFEST = Manifest("in.jsonl", 10, None, None, None, {}, {"name": "m", "weights": "ab"}, "1", 7)
 
 
 def row(index: int, prompt: str = "Is it?") -> Row:
@@ -119,6 +119,7 @@ def test_a_full_disk_costs_no_finished_row(tmp_path: Path) -> None:
                 journal.flush()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert (journal.finished.count, len(list(journal.lines()))) == (15, 15)
     assert len(rows_in(path)) == 15
 
 
@@ -228,6 +229,42 @@ def test_two_runs_do_not_write_the_same_file(path: Path) -> None:
         BatchOutput(path, overwrite=True)
     with pytest.raises(OutputExists, match="--resume"):
         BatchOutput(path)
+
+
+def test_another_run_s_input_is_left_alone(path: Path) -> None:
+    with begun(path, answered(0)) as output:
+        output.spool_path.write_text("the only copy")
+        with pytest.raises(OutputExists, match="Another batch"):
+            BatchOutput(path, overwrite=True)
+        assert output.spool_path.read_text() == "the only copy"
+
+
+def test_an_output_that_no_run_has_made_is_not_called_complete(path: Path) -> None:
+    path.write_text("old")
+    for options in ({"resume": True}, {"retry_errors": True}):
+        with pytest.raises(OutputExists, match="--overwrite"):
+            BatchOutput(path, **options)
+    assert names(path) == ["out.jsonl"]
+
+
+def test_a_complete_output_is_that_of_its_settings_alone(path: Path) -> None:
+    with begun(path, answered(0)) as output:
+        output.assemble()
+    with BatchOutput(path, resume=True) as output:
+        assert output.complete
+        output.check_settings(limit=None, params={})
+        with pytest.raises(FingerprintMismatch, match="limit: was null, is 5"):
+            output.check_settings(limit=5)
+
+
+def test_a_torn_length_is_not_read_into_memory(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    with Journal(path, 1) as journal:
+        journal.append(0, 0, Outcome.ANSWERED, b"h" * 8, b"a\n")
+        journal.flush()
+    with path.open("ab") as file:
+        file.write(b"\xff" * 40)
+    assert rows_in(path) == [b"a\n"]
 
 
 def test_places_where_nothing_can_be_written(tmp_path: Path) -> None:

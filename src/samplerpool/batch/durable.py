@@ -30,7 +30,7 @@ def run_durably(
     input_bytes: int | None = None,
     converter: str | None = None,
     system: str | None = None,
-    whole: bool = True,
+    limit: int | None = None,
     overwrite: bool = False,
     accept_changes: bool = False,
     on_result: Callable[[RowResult], None] | None = None,
@@ -42,10 +42,9 @@ def run_durably(
     """Answer the rows that the output does not have yet; if all are there then, put the output together.
 
     Args:
-        rows: all of them, in order, also those that an earlier run has answered.
+        rows: all of them, in order, also those that an earlier run has answered; with a ``limit`` so many of them.
         source: how the input is named, for the manifest; ``input_bytes``, ``converter`` and ``system`` likewise.
         params: sampling parameters, ``seed`` and ``num_return_sequences`` among them.
-        whole: ``rows`` is all of the input, not its beginning.
         accept_changes: go on although something has changed since the run began.
         on_result: called for each result before it is written; what it raises ends the run.
         fetch_media: as for ``run_batch``, and ``on_progress``, ``stop`` and ``total`` likewise.
@@ -65,6 +64,7 @@ def run_durably(
             input_bytes=input_bytes,
             converter=converter,
             system=system,
+            limit=limit,
             params=given,
             model=_model_of(connection),
             version=version("samplerpool"),
@@ -90,7 +90,7 @@ def run_durably(
 
     summary = run_batch(
         connection,
-        output.missing(rows, whole=whole),
+        output.missing(rows, whole=limit is None),
         params=given,
         run_seed=manifest.run_seed,
         on_result=write,

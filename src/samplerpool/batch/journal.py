@@ -34,7 +34,7 @@ HEADER = b"samplerpool journal 1\n"
 FLUSH_BYTES = 1 << 18
 HASH_BYTES = 8
 GROW_BY = 4096
-_HEAD = struct.Struct("<IQIB8s")
+_HEAD = struct.Struct(f"<IQIB{HASH_BYTES}s")
 _CHECKSUM_BYTES = 4
 _COPY_AT_ONCE = 1 << 20
 
@@ -94,6 +94,12 @@ class Finished:
         self.offsets[place], self.hashes[place] = offset, int.from_bytes(hashed, "little")
         self.outcomes[place], self.lengths[place] = outcome, length
 
+    def clear(self) -> None:
+        """Forget all of it."""
+        for numbers in (self.offsets, self.hashes, self.lengths, self.outcomes):
+            del numbers[:]
+        self.count = self.errors = self.text_bytes = self.places = 0
+
     def _grow(self, places: int) -> None:
         more = places - len(self.offsets)
         self.outcomes.extend(bytes(more))
@@ -133,7 +139,6 @@ class Journal:
     def __init__(self, path: Path, samples: int, *, fresh: bool = False) -> None:
         self.path = path
         self.finished = Finished(samples)
-        self.cut_bytes = 0
         self._pending: list[bytes] = []
         self._pending_bytes = 0
         self._unsynced = False
@@ -173,7 +178,6 @@ class Journal:
                 return len(HEADER)
             end = self._read()
             if end < size:
-                self.cut_bytes = size - end
                 self._file.truncate(end)
             return end
         except OSError as error:
@@ -184,9 +188,11 @@ class Journal:
         with open(self.path, "rb", buffering=_COPY_AT_ONCE) as file:
             if file.read(len(HEADER)) != HEADER:
                 raise BatchError(f"{self.path} is no journal of a batch; move it away, or choose another --output.")
-            offset = len(HEADER)
+            offset, size = len(HEADER), os.fstat(file.fileno()).st_size
             while len(head := file.read(_HEAD.size)) == _HEAD.size:
                 length, row, sample, outcome, hashed = _HEAD.unpack(head)
+                if length > size - offset:  # torn, and perhaps gigabytes that nobody wrote
+                    break
                 text, checksum = file.read(length), file.read(_CHECKSUM_BYTES)
                 if _checksum(head, text) != checksum:
                     break
@@ -217,17 +223,18 @@ class Journal:
         """Hand what was appended to the system.
 
         Raises:
-            BatchError: as for ``append``; what could not be written is torn, and will be cut off.
+            BatchError: as for ``append``. ``finished`` is then what has been written as a whole.
         """
-        data, self._pending = b"".join(self._pending), []
+        data, self._pending, self._pending_bytes = b"".join(self._pending), [], 0
         written = 0
         try:
             while written < len(data):
                 written += os.pwrite(self._file.fileno(), data[written:] if written else data, self._end + written)
         except OSError as error:
+            self.finished.clear()
+            self._end = self._read()
             raise self.unwritable(error) from error
         self._end += len(data)
-        self._pending_bytes = 0
         self._unsynced |= bool(data)
 
     def sync(self) -> None:

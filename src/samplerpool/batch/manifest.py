@@ -28,6 +28,7 @@ class Manifest:
         input_bytes: of the input's files together; None where that is not known.
         converter: by name.
         system: turn that was put before conversations that have none.
+        limit: rows to be answered, the first ones; None for all.
         params: sampling parameters that were given, but for the seed.
         model: fingerprint of what the workers run (``fingerprint`` of their descriptions).
         version: of samplerpool.
@@ -40,6 +41,7 @@ class Manifest:
     input_bytes: int | None
     converter: str | None
     system: str | None
+    limit: int | None
     params: Mapping[str, Any]
     model: Mapping[str, Any]
     version: str

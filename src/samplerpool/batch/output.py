@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from samplerpool.batch.journal import FLUSH_BYTES, Finished, Journal, Outcome, row_hash
 from samplerpool.batch.manifest import Manifest, sync_folder
@@ -74,11 +74,13 @@ class BatchOutput:
         self._check_folder()
         begun = self.journal_path.exists() and not overwrite
         there = self._output_is_there()
-        if there and resume and not begun:
+        if there and not overwrite and not begun:
+            if resume and self._manifest_path.exists():
+                self.manifest = Manifest.read(self._manifest_path)
+            if self.manifest is None or not self.manifest.outputs:
+                raise self._exists()
             self.complete = True
             return
-        if there and not overwrite and not begun:
-            raise self._exists()
         if begun and not resume:
             raise OutputExists(
                 f"{self.journal_path} is there already: an interrupted run left it, or another one is writing it. Give "
@@ -96,10 +98,10 @@ class BatchOutput:
                 f"The run that is to go on has {self.manifest.samples} answers a row, not {samples} "
                 "(--num-return-sequences)."
             )
-        if not begun:
-            self.spool_path.unlink(missing_ok=True)
         self._open = Journal(self.journal_path, samples, fresh=not begun)
         self.finished = self._open.finished
+        if not begun:
+            self.spool_path.unlink(missing_ok=True)  # another run's, until the journal is ours
 
     def _find_complete(self) -> None:
         """The output is there; the journal stays only as long as it holds errors."""
@@ -154,12 +156,8 @@ class BatchOutput:
             BatchError: it cannot be written.
         """
         if self.manifest is not None:
-            changes = self.manifest.changes(manifest)
-            if changes and not accept_changes:
-                raise FingerprintMismatch(
-                    f"This is not the run that {self.journal_path} is of any more. {'; '.join(changes)}. Undo that, "
-                    "or give --accept-changes to answer the remaining rows as things are now."
-                )
+            if not accept_changes:
+                self._check_same(manifest)
             return self.manifest
         try:
             manifest.write(self._manifest_path)
@@ -167,6 +165,23 @@ class BatchOutput:
             raise self._unwritable(error) from error
         self.manifest = manifest
         return manifest
+
+    def check_settings(self, **settings: Any) -> None:
+        """Of an output that is complete: that it is what would be made with these fields of the manifest.
+
+        Raises:
+            FingerprintMismatch: it is another run, and what is different.
+        """
+        assert self.manifest is not None, "only a complete output has a manifest before it begins"
+        self._check_same(replace(self.manifest, **settings))
+
+    def _check_same(self, now: Manifest) -> None:
+        assert self.manifest is not None
+        if changes := self.manifest.changes(now):
+            raise FingerprintMismatch(
+                f"This is not the run that {self.path} is of any more. {'; '.join(changes)}. Undo that, or give "
+                "--accept-changes to answer what remains as things are now."
+            )
 
     # ---- rows -----------------------------------------------------------------------------------------------------
 

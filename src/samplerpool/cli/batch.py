@@ -36,6 +36,7 @@ from samplerpool.cli.options import (
     sampling_options,
 )
 from samplerpool.client.connection import PoolConnection
+from samplerpool.config.sampling import sampling_params
 from samplerpool.data.answers import RowResult, error_text
 from samplerpool.data.collection import DataCollection
 from samplerpool.data.rows import Row, with_system
@@ -53,8 +54,6 @@ class Job:
     source: str
     converter: str | None
     output: Path
-    resume: bool
-    retry_errors: bool
     overwrite: bool
     accept_changes: bool
     limit: int | None
@@ -139,8 +138,6 @@ def command(
         source,
         converter,
         output,
-        resume,
-        retry_errors,
         overwrite,
         accept_changes,
         limit,
@@ -151,6 +148,10 @@ def command(
     )
     with BatchOutput(output, job.samples, resume=resume, overwrite=overwrite, retry_errors=retry_errors) as file:
         if file.complete:
+            if not accept_changes:
+                given = sampling_params(sampling).given()
+                given.pop("seed", None)
+                file.check_settings(converter=converter, system=system, limit=limit, params=given)
             click.echo(f"{file.path} is complete already")
             return EXIT_ROW_ERRORS if file.finished.errors else 0
         with _data(job, file) as data:
@@ -238,7 +239,7 @@ def _run(job: Job, data: DataCollection, output: BatchOutput, connection: PoolCo
             converter=job.converter,
             system=job.system,
             params=job.sampling,
-            whole=job.limit is None,
+            limit=job.limit,
             overwrite=job.overwrite,
             accept_changes=job.accept_changes,
             on_result=on_result,
