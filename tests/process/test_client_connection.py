@@ -12,8 +12,8 @@ import zmq
 
 from samplerpool.client.connection import Call, PoolConnection, WorkerAddress
 from samplerpool.errors import Aborted, EngineError, TransportError, UsageError
-from samplerpool.wire.codec import encode
-from samplerpool.wire.messages import ChatPrompt, Failed
+from samplerpool.wire.codec import MAX_REQUESTS, decode_requests, encode
+from samplerpool.wire.messages import ChatPrompt, Failed, Generate, Ping
 from tests.process.conftest import DEADLINE_S
 
 
@@ -25,6 +25,12 @@ class BareWorker:
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.RCVTIMEO, int(DEADLINE_S * 1000))
         socket.bind(endpoint)
+
+    def take(self) -> list[Any]:
+        """Wait for a message that is no sign of life, and decode it."""
+        while isinstance((messages := decode_requests(self._socket.recv_multipart()[1]))[0], Ping):
+            pass
+        return messages
 
     def answer(self, *replies: Any) -> None:
         """Wait for a message, and answer its sender."""
@@ -56,6 +62,19 @@ def test_an_error_with_any_data_ends_its_call_alone(connection: PoolConnection, 
     assert isinstance(error, EngineError)
     assert error.message == "broke"
     assert connection.workers()[0].up
+
+
+def test_thousands_of_calls_come_in_messages_that_a_worker_takes(
+    connection: PoolConnection, worker: BareWorker
+) -> None:
+    ended: queue.SimpleQueue[Call] = queue.SimpleQueue()
+    calls = [a_call(ended) for _ in range(MAX_REQUESTS + 5)]
+    connection.submit(0, calls)
+    received = [worker.take(), worker.take()]
+    assert [len(messages) for messages in received] == [MAX_REQUESTS, 5]
+    assert all(isinstance(message, Generate) for messages in received for message in messages)
+    connection.abort(calls)
+    assert [len(worker.take()), len(worker.take())] == [MAX_REQUESTS, 5]
 
 
 def test_a_caller_that_raises_does_not_end_the_calls_of_others(connection: PoolConnection, worker: BareWorker) -> None:

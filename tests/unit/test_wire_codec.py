@@ -208,7 +208,7 @@ def test_an_unreadable_envelope_is_one_malformed(data: bytes) -> None:
 
 
 def test_too_many_entries_are_refused() -> None:
-    (message,) = decode_requests(msgpack.packb((PROTOCOL_VERSION, [[3, 1]] * (codec.MAX_ENTRIES + 1))))
+    (message,) = decode_requests(msgpack.packb((PROTOCOL_VERSION, [[3, 1]] * (codec.MAX_REQUESTS + 1))))
     assert isinstance(message, Malformed)
 
 

@@ -7,8 +7,8 @@ import functools
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import zmq
 
@@ -16,7 +16,7 @@ from samplerpool.client.admission import Admission
 from samplerpool.client.liveness import Liveness
 from samplerpool.client.response import Call
 from samplerpool.errors import AccessDenied, ProtocolError, RequestLost, SamplerPoolError, TransportError
-from samplerpool.wire.codec import decode_replies, encode
+from samplerpool.wire.codec import MAX_REQUESTS, decode_replies, encode
 from samplerpool.wire.endpoint import ConnectionFile, WorkerEntry
 from samplerpool.wire.messages import (
     Abort,
@@ -36,6 +36,8 @@ from samplerpool.wire.messages import (
 from samplerpool.wire.sockets import open_dealer
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 MAX_RECEIVED_AT_ONCE = 256
 _OF_CALLS = frozenset({Accepted, Tokens, Finished, Completed, Failed})
@@ -92,7 +94,11 @@ class Peer:
         return self._last_id
 
     def send_calls(self, calls: Sequence[Call], now: float) -> None:
-        """Send calls in one message; one that cannot be packed fails alone."""
+        """Send calls, in one message if it takes them; one that cannot be packed fails alone."""
+        if len(calls) > MAX_REQUESTS:
+            for part in _parts(calls):
+                self.send_calls(part, now)
+            return
         for call in calls:
             call.worker, call.submitted_at, call.request_id = self.index, now, self.next_id()
         if self._fail_with is not None:
@@ -126,7 +132,8 @@ class Peer:
     def send(self, messages: Sequence[Request]) -> None:
         """Send messages that always fit."""
         if self.up:
-            self._send_bytes(encode(messages))
+            for part in _parts(messages):
+                self._send_bytes(encode(part))
         else:
             self._fail_descriptions()
 
@@ -253,6 +260,12 @@ class Peer:
             self.lose("The connection is closed.")
         self._fail_with = error_for
         self.fail(error_for)
+
+
+def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """So many at a time as a message to a worker may hold."""
+    for start in range(0, len(items), MAX_REQUESTS):
+        yield items[start : start + MAX_REQUESTS]
 
 
 def refuse(calls: Sequence[Call], worker: int, reason: str) -> None:

@@ -43,6 +43,8 @@ from samplerpool.wire.messages import (
 PROTOCOL_VERSION = 1
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 MAX_ENTRIES = 65536
+MAX_REQUESTS = 4096
+"""Entries in a message to a worker or supervisor, which reads a message in one piece: meanwhile it hears nobody."""
 MAX_DEPTH = 32
 MAX_ARRAY = 2**22
 MAX_CONTAINERS = 2**20
@@ -84,23 +86,25 @@ def decode_requests(data: bytes) -> list[Request | Malformed]:
 
 def requests_in(data: bytes) -> Iterator[Request | Malformed]:
     """The same, one after the other, so that a message of thousands can be taken in parts."""
-    return _decode(data, _REQUEST_DECODERS, MAX_CONTAINERS)
+    return _decode(data, _REQUEST_DECODERS, MAX_REQUESTS, MAX_CONTAINERS)
 
 
 def decode_replies(data: bytes) -> list[Reply | Malformed]:
     """What a client received."""
-    return list(_decode(data, _REPLY_DECODERS, MAX_MESSAGE_BYTES))
+    return list(_decode(data, _REPLY_DECODERS, MAX_ENTRIES, MAX_MESSAGE_BYTES))
 
 
-def _decode(data: bytes, decoders: Mapping[int, Callable[[list[Any]], Any]], max_containers: int) -> Iterator[Any]:
+def _decode(
+    data: bytes, decoders: Mapping[int, Callable[[list[Any]], Any]], max_entries: int, max_containers: int
+) -> Iterator[Any]:
     try:
-        entries = _entries(data, max_containers)
+        entries = _entries(data, max_entries, max_containers)
     except ProtocolError as error:
         return iter((Malformed(0, error.message),))
     return (_decode_entry(entry, decoders) for entry in entries)
 
 
-def _entries(data: bytes, max_containers: int) -> list[Any]:
+def _entries(data: bytes, max_entries: int, max_containers: int) -> list[Any]:
     if len(data) > MAX_MESSAGE_BYTES:
         raise ProtocolError(f"The message has {len(data):,} bytes; the limit is {MAX_MESSAGE_BYTES:,}.")
     try:
@@ -127,8 +131,8 @@ def _entries(data: bytes, max_containers: int) -> list[Any]:
         raise ProtocolError(
             f"Protocol version {_short(version)} is not {PROTOCOL_VERSION}; use the same release on both sides."
         )
-    if len(entries) > MAX_ENTRIES:
-        raise ProtocolError(f"{len(entries)} entries in one message; the limit is {MAX_ENTRIES}.")
+    if len(entries) > max_entries:
+        raise ProtocolError(f"{len(entries)} entries in one message; the limit is {max_entries}.")
     return entries
 
 
