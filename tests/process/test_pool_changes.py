@@ -45,11 +45,12 @@ def test_one_worker_can_be_replaced_and_refuses_new_requests_while_it_drains() -
     pool = launch(workers=2, pool="p")
     before = find_pool("p")
     with PoolConnection.attach(before) as client:
-        call, done = begin(client, "[[tokens:200]][[pace:0.01]]", 1)
+        call, done = begin(client, "[[tokens:300]][[pace:0.01]]", 1)
         wait_until(lambda: call.text, "it has begun")
         ask_supervisor(before, Restart(1, 1, 30.0), DEADLINE_S)
-        wait_until(lambda: entry("p", 1).state == "stopping", "it drains")
-        assert isinstance(ask(client, "[[say:too late]]", 1).error, WorkerDraining)
+        wait_until(lambda: entry("p", 1).state == "stopping", "it is to drain")
+        # the supervisor says so before its signal arrives, and until then it still takes requests
+        wait_until(lambda: isinstance(ask(client, "[[say:too late]]", 1).error, WorkerDraining), "it refuses")
         assert ask(client, "[[say:here]]", 0).text == "here"
         assert done.wait(DEADLINE_S)
         assert call.error is None
