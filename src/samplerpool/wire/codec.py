@@ -1,7 +1,8 @@
 """Messages to bytes and back: the one place where bytes from outside are trusted with anything.
 
 An envelope is the msgpack array ``[version, [entry, ...]]``; an entry is ``[kind, field, ...]``. ``PROTOCOL.md``
-describes each. No ext types, no timestamps, no pickle; sizes, depth and field types are checked before any use.
+describes each. No ext types, no timestamps, no pickle; sizes, depth and (by ``wire.checks``) field types are checked
+before any use.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import msgpack
 
 from samplerpool.errors import ProtocolError
-from samplerpool.types import CONTENT_TYPES, ROLES, TokenLogprobs
+from samplerpool.wire import checks
 from samplerpool.wire.messages import (
     Abort,
     Accepted,
@@ -45,18 +46,14 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 MAX_ENTRIES = 65536
 MAX_REQUESTS = 4096
 """Entries in a message to a worker or supervisor, which reads a message in one piece: meanwhile it hears nobody."""
-MAX_DEPTH = 32
 MAX_ARRAY = 2**22
 MAX_CONTAINERS = 2**20
 """Arrays and maps in a message to a worker or supervisor: each takes one byte on the wire and 64 in memory."""
-MAX_TOKEN_ID = 2**31 - 1
-MAX_REQUEST_ID = 2**53
 
 _GENERATE, _ABORT, _PING, _DESCRIBE, _STOP, _RESTART, _SCALE = 1, 2, 3, 4, 5, 6, 7
 _LIST_KEYS, _ADD_KEY, _REVOKE_KEY = 8, 9, 10
 _ACCEPTED, _TOKENS, _FINISHED, _FAILED, _PONG, _DESCRIPTION, _COMPLETED = 64, 65, 66, 67, 68, 69, 70
 _CHAT, _TOKEN_IDS = 0, 1
-_MESSAGE_KEYS, _BLOCK_KEYS = {"role", "content", "loss_weight", "parse_error"}, {"type", "value"}
 
 
 def encode(messages: Iterable[WireMessage]) -> bytes:
@@ -129,7 +126,7 @@ def _entries(data: bytes, max_entries: int, max_containers: int) -> list[Any]:
     entries: list[Any] = envelope[1]
     if version != PROTOCOL_VERSION or isinstance(version, bool):
         raise ProtocolError(
-            f"Protocol version {_short(version)} is not {PROTOCOL_VERSION}; use the same release on both sides."
+            f"Protocol version {checks.short(version)} is not {PROTOCOL_VERSION}; use the same release on both sides."
         )
     if len(entries) > max_entries:
         raise ProtocolError(f"{len(entries)} entries in one message; the limit is {max_entries}.")
@@ -158,139 +155,14 @@ def _decode_entry(entry: Any, decoders: Mapping[int, Callable[[list[Any]], Any]]
         if type(entry) is not list or len(entry) < 2:
             raise ProtocolError("an entry must be [kind, id, ...]")
         kind, candidate = entry[0], entry[1]
-        if type(candidate) is int and 0 < candidate <= MAX_REQUEST_ID:
+        if type(candidate) is int and 0 < candidate <= checks.MAX_REQUEST_ID:
             request_id = candidate
         decoder = decoders.get(kind) if type(kind) is int else None
         if decoder is None:
-            raise ProtocolError(f"unknown message kind {_short(kind)}")
+            raise ProtocolError(f"unknown message kind {checks.short(kind)}")
         return decoder(entry)
     except ProtocolError as error:
         return Malformed(request_id, f"Malformed message: {error.message}.")
-
-
-# ---- checks -----------------------------------------------------------------------------------------------------
-
-
-def _require(condition: bool, what: str) -> None:
-    """For sentences that are there already; one that must be put together first is raised by its check itself."""
-    if not condition:
-        raise ProtocolError(what)
-
-
-def _fields(entry: list[Any], count: int) -> list[Any]:
-    if len(entry) != count + 1:
-        raise ProtocolError(f"kind {entry[0]} takes {count} fields, not {len(entry) - 1}")
-    return entry[1:]
-
-
-def _id(value: Any) -> int:
-    if type(value) is not int or not 0 < value <= MAX_REQUEST_ID:
-        raise ProtocolError(f"an id must be an integer from 1 to {MAX_REQUEST_ID}, not {_short(value)}")
-    return value
-
-
-def _count(value: Any) -> int:
-    if type(value) is not int or not 0 <= value <= MAX_REQUEST_ID:
-        raise ProtocolError(f"a count must be a non-negative integer, not {_short(value)}")
-    return value
-
-
-def _seconds(value: Any) -> float:
-    _require(type(value) in (int, float) and 0 <= value < 1e9, "timeout_s must be a non-negative number")
-    return float(value)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ProtocolError(f"text expected, not {_short(value)}")
-    return value
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ProtocolError(f"true or false expected, not {_short(value)}")
-    return value
-
-
-def _token_ids(value: Any) -> list[int]:
-    _require(isinstance(value, list), "token ids must be an array")
-    for token_id in value:
-        if type(token_id) is not int or not 0 <= token_id <= MAX_TOKEN_ID:
-            raise ProtocolError(f"a token id must be an integer from 0 to {MAX_TOKEN_ID}, not {_short(token_id)}")
-    return value  # type: ignore[no-any-return]
-
-
-def _logprobs(value: Any) -> list[TokenLogprobs]:
-    _require(isinstance(value, list), "log-probabilities must be an array of one entry a token")
-    entries = []
-    for entry in value:
-        _require(isinstance(entry, list) and len(entry) == 3, "an entry must be [id, logprob, [pair, ...]]")
-        _require(type(entry[1]) is float and isinstance(entry[2], list), "an entry must be [id, logprob, [pair, ...]]")
-        _token_ids(entry[:1])
-        for pair in entry[2]:
-            _require(
-                isinstance(pair, list) and len(pair) == 2 and type(pair[1]) is float, "a pair must be [id, logprob]"
-            )
-        _token_ids([pair[0] for pair in entry[2]])
-        entries.append(TokenLogprobs(entry[0], entry[1], [(token, logprob) for token, logprob in entry[2]]))
-    return entries
-
-
-def _ids(value: Any) -> list[int]:
-    _require(isinstance(value, list), "ids must be an array")
-    return [_id(v) for v in value]
-
-
-def _plain(value: Any) -> dict[str, Any]:
-    _require(isinstance(value, dict), "a map expected")
-    _check_plain(value, MAX_DEPTH)
-    return value  # type: ignore[no-any-return]
-
-
-def _check_plain(value: Any, depth: int) -> None:
-    _require(depth > 0, f"nested deeper than {MAX_DEPTH} levels")
-    if isinstance(value, dict):
-        for key, item in value.items():
-            _require(isinstance(key, str), "map keys must be text")
-            _check_plain(item, depth - 1)
-    elif isinstance(value, list):
-        for item in value:
-            _check_plain(item, depth - 1)
-    else:  # msgpack makes timestamps without asking the hook for extension types
-        _require(value is None or isinstance(value, str | int | float | bool), "plain values expected")
-
-
-def _chat_message(value: Any) -> Any:
-    _require(isinstance(value, dict) and value.keys() <= _MESSAGE_KEYS, "not a v1 message")
-    role, blocks, weight = value.get("role"), value.get("content"), value.get("loss_weight")
-    if role not in ROLES:
-        raise ProtocolError(f"unknown role {_short(role)}")
-    _require(isinstance(blocks, list), "a message's content must be an array of blocks")
-    for block in blocks:
-        _require(isinstance(block, dict) and block.keys() == _BLOCK_KEYS, "a block must have type and value alone")
-        if block["type"] not in CONTENT_TYPES:
-            raise ProtocolError(f"unknown block type {_short(block['type'])}")
-        _text(block["value"])
-    _require(weight is None or type(weight) in (int, float), "loss_weight must be a number")
-    _optional_text(value.get("parse_error"))
-    return value
-
-
-def _chat_messages(value: Any) -> list[Any]:
-    _require(isinstance(value, list), "messages must be an array")
-    return [_chat_message(m) for m in value]
-
-
-def _optional_text(value: Any) -> str | None:
-    return None if value is None else _text(value)
-
-
-def _short(value: Any) -> str:
-    """A value from outside in a few words, whatever it is."""
-    if isinstance(value, list | dict):
-        return f"a {type(value).__name__} of {len(value)}"
-    text = repr(value[:60] if isinstance(value, str | bytes) else value)
-    return text if len(text) <= 70 else text[:67] + "..."
 
 
 # ---- one encoder and one decoder a kind ---------------------------------------------------------------------------
@@ -304,118 +176,126 @@ def _encode_prompt(prompt: ChatPrompt | TokenPrompt) -> Sequence[Any]:
 
 
 def _decode_prompt(value: Any) -> ChatPrompt | TokenPrompt:
-    _require(isinstance(value, list) and len(value) in (4, 5), "a prompt must be an array of four or five")
+    checks.require(isinstance(value, list) and len(value) in (4, 5), "a prompt must be an array of four or five")
     kind, first, second, third, *more = value
     if kind == _CHAT:
-        _require(not more, "a prompt of messages must be an array of four")
-        return ChatPrompt(_chat_messages(first), _optional_text(second), _plain(third))
+        checks.require(not more, "a prompt of messages must be an array of four")
+        return ChatPrompt(checks.chat_messages(first), checks.optional_text(second), checks.plain(third))
     if kind != _TOKEN_IDS:
-        raise ProtocolError(f"unknown prompt kind {_short(kind)}")
-    return TokenPrompt(_token_ids(first), _token_ids(second), _count(third), _decode_media(more[0]) if more else None)
+        raise ProtocolError(f"unknown prompt kind {checks.short(kind)}")
+    return TokenPrompt(
+        checks.token_ids(first), checks.token_ids(second), checks.count(third), _decode_media(more[0]) if more else None
+    )
 
 
 def _decode_media(value: Any) -> ChatPrompt:
-    _require(isinstance(value, list) and len(value) == 4 and value[0] == _CHAT, "media must be a prompt of messages")
+    checks.require(
+        isinstance(value, list) and len(value) == 4 and value[0] == _CHAT, "media must be a prompt of messages"
+    )
     prompt = _decode_prompt(value)
     assert isinstance(prompt, ChatPrompt)
     return prompt
 
 
 def _decode_generate(entry: list[Any]) -> Generate:
-    request_id, incarnation, prompt, params, priority, stream, parse = _fields(entry, 7)
+    request_id, incarnation, prompt, params, priority, stream, parse = checks.fields(entry, 7)
     if priority not in (0, 1) or isinstance(priority, bool):
-        raise ProtocolError(f"priority must be 0 or 1, not {_short(priority)}")
+        raise ProtocolError(f"priority must be 0 or 1, not {checks.short(priority)}")
     return Generate(
-        _id(request_id),
-        _text(incarnation),
+        checks.request_id(request_id),
+        checks.text(incarnation),
         _decode_prompt(prompt),
-        _plain(params),
+        checks.plain(params),
         priority,
-        _flag(stream),
-        _flag(parse),
+        checks.flag(stream),
+        checks.flag(parse),
         len(msgpack.packb(entry)),
     )
 
 
 def _decode_stop(entry: list[Any]) -> Stop:
-    request_id, timeout_s = _fields(entry, 2)
-    return Stop(_id(request_id), _seconds(timeout_s))
+    request_id, timeout_s = checks.fields(entry, 2)
+    return Stop(checks.request_id(request_id), checks.seconds(timeout_s))
 
 
 def _decode_restart(entry: list[Any]) -> Restart:
-    request_id, worker, timeout_s = _fields(entry, 3)
-    return Restart(_id(request_id), None if worker is None else _count(worker), _seconds(timeout_s))
+    request_id, worker, timeout_s = checks.fields(entry, 3)
+    return Restart(
+        checks.request_id(request_id), None if worker is None else checks.count(worker), checks.seconds(timeout_s)
+    )
 
 
 def _decode_scale(entry: list[Any]) -> Scale:
-    request_id, workers, timeout_s = _fields(entry, 3)
-    return Scale(_id(request_id), _count(workers), _seconds(timeout_s))
+    request_id, workers, timeout_s = checks.fields(entry, 3)
+    return Scale(checks.request_id(request_id), checks.count(workers), checks.seconds(timeout_s))
 
 
 def _decode_add_key(entry: list[Any]) -> AddKey:
-    request_id, name, public_key = _fields(entry, 3)
-    return AddKey(_id(request_id), _text(name), _text(public_key))
+    request_id, name, public_key = checks.fields(entry, 3)
+    return AddKey(checks.request_id(request_id), checks.text(name), checks.text(public_key))
 
 
 def _decode_revoke_key(entry: list[Any]) -> RevokeKey:
-    request_id, name = _fields(entry, 2)
-    return RevokeKey(_id(request_id), _text(name))
+    request_id, name = checks.fields(entry, 2)
+    return RevokeKey(checks.request_id(request_id), checks.text(name))
 
 
 def _decode_accepted(entry: list[Any]) -> Accepted:
-    request_id, prompt_ids, seed = _fields(entry, 3)
-    return Accepted(_id(request_id), _token_ids(prompt_ids), _count(seed))
+    request_id, prompt_ids, seed = checks.fields(entry, 3)
+    return Accepted(checks.request_id(request_id), checks.token_ids(prompt_ids), checks.count(seed))
 
 
 def _decode_tokens(entry: list[Any]) -> Tokens:
     if len(entry) == 5:
         _, request_id, index, token_ids, text = entry
-        return Tokens(_id(request_id), _count(index), _token_ids(token_ids), _text(text))
-    request_id, index, token_ids, text, logprobs = _fields(entry, 5)
-    ids = _token_ids(token_ids)
-    entries = _logprobs(logprobs)
-    _require(ids == [each.token_id for each in entries], "log-probabilities must be those of the tokens")
-    return Tokens(_id(request_id), _count(index), ids, _text(text), entries)
+        return Tokens(
+            checks.request_id(request_id), checks.count(index), checks.token_ids(token_ids), checks.text(text)
+        )
+    request_id, index, token_ids, text, logprobs = checks.fields(entry, 5)
+    ids = checks.token_ids(token_ids)
+    entries = checks.logprobs(logprobs)
+    checks.require(ids == [each.token_id for each in entries], "log-probabilities must be those of the tokens")
+    return Tokens(checks.request_id(request_id), checks.count(index), ids, checks.text(text), entries)
 
 
 def _decode_finished(entry: list[Any]) -> Finished:
-    request_id, reason, prompt_tokens, completion_tokens, message = _fields(entry, 5)
+    request_id, reason, prompt_tokens, completion_tokens, message = checks.fields(entry, 5)
     return Finished(
-        _id(request_id),
-        _text(reason),
-        _count(prompt_tokens),
-        _count(completion_tokens),
-        None if message is None else _chat_message(message),
+        checks.request_id(request_id),
+        checks.text(reason),
+        checks.count(prompt_tokens),
+        checks.count(completion_tokens),
+        None if message is None else checks.chat_message(message),
     )
 
 
 def _decode_completed(entry: list[Any]) -> Completed:
-    request_id, reason, prompt_tokens, completion_tokens, seed, text, message, logprobs = _fields(entry, 8)
+    request_id, reason, prompt_tokens, completion_tokens, seed, text, message, logprobs = checks.fields(entry, 8)
     return Completed(
-        _id(request_id),
-        _text(reason),
-        _count(prompt_tokens),
-        _count(completion_tokens),
-        _count(seed),
-        _text(text),
-        None if message is None else _chat_message(message),
-        None if logprobs is None else _logprobs(logprobs),
+        checks.request_id(request_id),
+        checks.text(reason),
+        checks.count(prompt_tokens),
+        checks.count(completion_tokens),
+        checks.count(seed),
+        checks.text(text),
+        None if message is None else checks.chat_message(message),
+        None if logprobs is None else checks.logprobs(logprobs),
     )
 
 
 def _decode_failed(entry: list[Any]) -> Failed:
-    request_id, error, message, data = _fields(entry, 4)
-    return Failed(_count(request_id), _text(error), _text(message), _plain(data))
+    request_id, error, message, data = checks.fields(entry, 4)
+    return Failed(checks.count(request_id), checks.text(error), checks.text(message), checks.plain(data))
 
 
 def _decode_pong(entry: list[Any]) -> Pong:
-    ping_id, incarnation, steps, live = _fields(entry, 4)
-    return Pong(_id(ping_id), _text(incarnation), _count(steps), _ids(live))
+    ping_id, incarnation, steps, live = checks.fields(entry, 4)
+    return Pong(checks.request_id(ping_id), checks.text(incarnation), checks.count(steps), checks.ids(live))
 
 
 def _decode_description(entry: list[Any]) -> Description:
-    request_id, info = _fields(entry, 2)
-    return Description(_id(request_id), _plain(info))
+    request_id, info = checks.fields(entry, 2)
+    return Description(checks.request_id(request_id), checks.plain(info))
 
 
 _ENCODERS: dict[type, Callable[[Any], Sequence[Any]]] = {
@@ -470,13 +350,13 @@ _ENCODERS: dict[type, Callable[[Any], Sequence[Any]]] = {
 
 _REQUEST_DECODERS: dict[int, Callable[[list[Any]], Request]] = {
     _GENERATE: _decode_generate,
-    _ABORT: lambda entry: Abort(_id(_fields(entry, 1)[0])),
-    _PING: lambda entry: Ping(_id(_fields(entry, 1)[0])),
-    _DESCRIBE: lambda entry: Describe(_id(_fields(entry, 1)[0])),
+    _ABORT: lambda entry: Abort(checks.request_id(checks.fields(entry, 1)[0])),
+    _PING: lambda entry: Ping(checks.request_id(checks.fields(entry, 1)[0])),
+    _DESCRIBE: lambda entry: Describe(checks.request_id(checks.fields(entry, 1)[0])),
     _STOP: _decode_stop,
     _RESTART: _decode_restart,
     _SCALE: _decode_scale,
-    _LIST_KEYS: lambda entry: ListKeys(_id(_fields(entry, 1)[0])),
+    _LIST_KEYS: lambda entry: ListKeys(checks.request_id(checks.fields(entry, 1)[0])),
     _ADD_KEY: _decode_add_key,
     _REVOKE_KEY: _decode_revoke_key,
 }
