@@ -253,7 +253,7 @@ def test_a_complete_output_is_that_of_its_settings_alone(path: Path) -> None:
     with BatchOutput(path, resume=True) as output:
         assert output.complete
         output.check_settings(limit=None, params={})
-        with pytest.raises(FingerprintMismatch, match="limit: was null, is 5"):
+        with pytest.raises(FingerprintMismatch, match=r"limit: was null, is 5\. Undo that, or choose another --output"):
             output.check_settings(limit=5)
 
 

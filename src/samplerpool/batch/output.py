@@ -157,7 +157,7 @@ class BatchOutput:
         """
         if self.manifest is not None:
             if not accept_changes:
-                self._check_same(manifest)
+                self._check_same(manifest, "give --accept-changes to answer what remains as things are now")
             return self.manifest
         try:
             manifest.write(self._manifest_path)
@@ -173,14 +173,14 @@ class BatchOutput:
             FingerprintMismatch: it is another run, and what is different.
         """
         assert self.manifest is not None, "only a complete output has a manifest before it begins"
-        self._check_same(replace(self.manifest, **settings))
+        now = replace(self.manifest, **settings)
+        self._check_same(now, "choose another --output, or give --overwrite to begin anew; this one is complete")
 
-    def _check_same(self, now: Manifest) -> None:
+    def _check_same(self, now: Manifest, otherwise: str) -> None:
         assert self.manifest is not None
         if changes := self.manifest.changes(now):
             raise FingerprintMismatch(
-                f"This is not the run that {self.path} is of any more. {'; '.join(changes)}. Undo that, or give "
-                "--accept-changes to answer what remains as things are now."
+                f"This is not the run that {self.path} is of any more. {'; '.join(changes)}. Undo that, or {otherwise}."
             )
 
     # ---- rows -----------------------------------------------------------------------------------------------------
