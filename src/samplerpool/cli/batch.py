@@ -8,12 +8,14 @@ from typing import Any
 import click
 
 from samplerpool.batch.output import BatchOutput
+from samplerpool.cli.batch_options import selection_options
 from samplerpool.cli.batch_pool import check_choice, connected
 from samplerpool.cli.batch_run import Job, conclude, open_data, run
 from samplerpool.cli.command import CommandWithOthers, complete_first
 from samplerpool.cli.main import EXIT_ROW_ERRORS
 from samplerpool.cli.options import connect_option, model_options, pool_option, sampling_options
 from samplerpool.config.sampling import sampling_params
+from samplerpool.data.selection import Selection
 from samplerpool.errors import UsageError
 
 OTHERS: dict[str, str] = {}
@@ -26,19 +28,13 @@ OTHERS: dict[str, str] = {}
 @pool_option()
 @connect_option
 @click.option("--model", metavar="MODEL", help="Start a private pool with this model, stopped at the end.")
-@click.option(
-    "--converter",
-    metavar="NAME",
-    help="How rows become conversations: openai, prompt, alpaca, sharegpt, pair, or package.module.function of your "
-    "own. Default: chosen by each row's columns.",
-)
+@selection_options
 @click.option("--resume", is_flag=True, help="Go on with what an interrupted run left, if it left anything.")
 @click.option("--retry-errors", is_flag=True, help="Like --resume, and answer the rows again that carry errors.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that is there already, and what a run left of one.")
 @click.option(
     "--accept-changes", is_flag=True, help="With --resume: go on although the model or a setting has changed."
 )
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="Answer only the first N rows.")
 @click.option(
     "--on-error",
     type=click.Choice(["row", "stop"]),
@@ -46,7 +42,6 @@ OTHERS: dict[str, str] = {}
     help="A row that fails becomes an error row, or stops the batch.",
 )
 @click.option("--fetch-media", is_flag=True, help="Get images, videos and sounds from http(s) URLs, too, from here.")
-@click.option("--system", metavar="TEXT", help="System turn for the rows that have none.")
 @sampling_options
 @model_options
 @click.pass_context
@@ -58,14 +53,12 @@ def command(
     pool: str | None,
     connect: Path | None,
     model: str | None,
-    converter: str | None,
+    selection: Selection,
     resume: bool,
     retry_errors: bool,
     overwrite: bool,
     accept_changes: bool,
-    limit: int | None,
     on_error: str,
-    system: str | None,
     fetch_media: bool,
     sampling: dict[str, Any],
     **model_settings: Any,
@@ -74,7 +67,8 @@ def command(
 
     INPUT is a file (JSON Lines, JSON, CSV, TSV, Parquet, Arrow, text), a folder of them, a YAML file of several, a
     data set of the hub, or - for standard input (JSON). A row has "messages" (a conversation) or "prompt" (a text), or
-    what --converter reads; its other columns are kept. A row that cannot be answered gets its error instead.
+    what --converter, --messages-column or --prompt-template make of it; its other columns are kept. A row that cannot
+    be answered gets its error instead.
 
     A row that is finished goes to FILE.journal; when all are, FILE is put together. Ctrl-C finishes the rows that are
     being answered and stops; pressed twice, it stops at once. Whatever ended it, --resume answers the rest.
@@ -85,24 +79,13 @@ def command(
     check_choice(context, pool, connect, model, model_settings)
     if (resume or retry_errors) and overwrite:
         raise UsageError("Give either --resume (or --retry-errors) or --overwrite: to go on, or to begin anew.")
-    job = Job(
-        source,
-        converter,
-        output,
-        overwrite,
-        accept_changes,
-        limit,
-        on_error == "stop",
-        system,
-        fetch_media,
-        sampling,
-    )
+    job = Job(source, selection, output, overwrite, accept_changes, on_error == "stop", fetch_media, sampling)
     with BatchOutput(output, job.samples, resume=resume, overwrite=overwrite, retry_errors=retry_errors) as file:
         if file.complete:
             if not accept_changes:
                 given = sampling_params(sampling).given()
                 given.pop("seed", None)
-                file.check_settings(converter=converter, system=system, limit=limit, params=given)
+                file.check_settings(**selection.settings(), params=given)
             click.echo(f"{file.path} is complete already")
             return EXIT_ROW_ERRORS if file.finished.errors else 0
         with open_data(job, file) as data:

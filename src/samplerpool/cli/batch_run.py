@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from samplerpool.cli.main import EXIT_INTERRUPTED, EXIT_ROW_ERRORS
 from samplerpool.client.connection import PoolConnection
 from samplerpool.data.answers import RowResult, error_text
 from samplerpool.data.collection import DataCollection
-from samplerpool.data.rows import Row, with_system
+from samplerpool.data.selection import Selection
 from samplerpool.errors import BatchError, FingerprintMismatch, UsageError
 
 
@@ -35,13 +34,11 @@ class Job:
     """What is to be done, as the command line said it."""
 
     source: str
-    converter: str | None
+    selection: Selection
     output: Path
     overwrite: bool
     accept_changes: bool
-    limit: int | None
     stop_on_error: bool
-    system: str | None
     fetch_media: bool
     sampling: dict[str, Any]
 
@@ -59,7 +56,7 @@ def open_data(job: Job, output: BatchOutput) -> DataCollection:
         BatchError: it cannot be copied.
     """
     source = str(spool(job.source, output.spool_path)) if is_stream(job.source) else job.source
-    data = DataCollection.open(source, converter=job.converter, note=lambda sentence: click.echo(sentence, err=True))
+    data = job.selection.open(source, note=lambda sentence: click.echo(sentence, err=True))
     for path in data.paths if job.output.exists() else ():
         if os.path.samefile(path, job.output):
             data.close()
@@ -73,13 +70,6 @@ def run(job: Job, data: DataCollection, output: BatchOutput, connection: PoolCon
     Raises:
         BatchError: a row failed that must not; else as for ``run_durably``.
     """
-    total = data.count_rows()
-    rows: Iterable[Row] = data.rows()
-    if job.limit is not None:
-        rows = itertools.islice(rows, job.limit)
-        total = job.limit if total is None else min(total, job.limit)
-    if job.system is not None:
-        rows = with_system(rows, job.system)
 
     def on_result(result: RowResult) -> None:
         if result.error is not None and job.stop_on_error:
@@ -94,20 +84,18 @@ def run(job: Job, data: DataCollection, output: BatchOutput, connection: PoolCon
         progress = _ProgressShell(view, stop)
         return run_durably(
             connection,
-            rows,
+            job.selection.rows(data),
             output,
             source=job.source,
             input_bytes=_size(data),
-            converter=job.converter,
-            system=job.system,
+            selection=job.selection,
             params=job.sampling,
-            limit=job.limit,
             overwrite=job.overwrite,
             accept_changes=job.accept_changes,
             on_result=on_result,
             on_progress=progress.update,
             stop=stop,
-            total=total,
+            total=job.selection.count(data),
             fetch_media=job.fetch_media,
         )
 
