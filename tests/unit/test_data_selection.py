@@ -188,6 +188,17 @@ def test_a_stream_is_not_shuffled(tmp_path: Path, path: Path) -> None:
         rows({"a": {"path": str(path), "streaming": True}}, shuffle_seed=1)  # type: ignore[arg-type]
 
 
+def test_rows_are_found_again_by_their_numbers_and_what_a_manifest_has_of_them(path: Path) -> None:
+    chosen = Selection(prompt_template="{{ text }}?", select="score > 3", shuffle_seed=5, limit=3, system="Be brief.")
+    with chosen.open(path) as data:
+        before = {row.index: row for row in chosen.rows(data)}
+        again = Selection.noted({**chosen.settings(), "model": {}})
+        assert again == chosen
+        assert {row.index: row for row in again.rows_at(data, [*before, 99])} == before
+    template = {**Selection().settings(), "prompt_template": "@ {{ text }}"}  # no file's name
+    assert Selection.noted(template).prompt_template == "@ {{ text }}"
+
+
 def test_how_many_rows_there_will_be(path: Path) -> None:
     for settings, count in (({}, 12), ({"limit": 5}, 5), ({"limit": 50}, 12), ({"select": "true"}, None)):
         selection = Selection(**settings)  # type: ignore[arg-type]

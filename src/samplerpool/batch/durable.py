@@ -64,7 +64,7 @@ def run_durably(
             input_bytes=input_bytes,
             **selection.settings(),
             params=given,
-            model=_model_of(connection),
+            model=model_of(connection),
             version=version("samplerpool"),
             run_seed=secrets.randbelow(2**32) if seed is None else seed,
             overwrite=overwrite,
@@ -108,7 +108,7 @@ def run_durably(
     return summary
 
 
-def _model_of(connection: PoolConnection) -> dict[str, Any]:
+def model_of(connection: PoolConnection) -> dict[str, Any]:
     """What the pool's workers run, as the first of them says that answers."""
     while views := [view for view in connection.workers() if view.up or view.coming]:
         for view in views:

@@ -18,7 +18,9 @@ from samplerpool.config.sampling import sampling_params
 from samplerpool.data.selection import Selection
 from samplerpool.errors import UsageError
 
-OTHERS: dict[str, str] = {}
+OTHERS: dict[str, str] = {
+    "verify": "Sample some rows of an output once more, and compare.",
+}
 """Name and one line of help; ``samplerpool.cli.batch_NAME`` has the click command ``command``."""
 
 

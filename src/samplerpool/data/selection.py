@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from typing import Any
 
@@ -59,6 +59,13 @@ class Selection:
         """The one that these arguments name."""
         return cls(**{name: getattr(arguments, name) for name in (*WAYS, *CHOICE)})
 
+    @classmethod
+    def noted(cls, settings: Mapping[str, Any]) -> Selection:
+        """The one whose ``settings`` these are, others that stand among them left aside: a template is text by now."""
+        made = cls(**{each.name: settings[each.name] for each in fields(cls) if each.name != "prompt_template"})
+        object.__setattr__(made, "prompt_template", settings["prompt_template"])
+        return made
+
     def settings(self) -> dict[str, Any]:
         """By name, for a manifest."""
         return asdict(self)
@@ -94,6 +101,16 @@ class Selection:
         rows = data.rows(order, meant=None if self.select is None else predicate(self.select))
         if self.limit is not None:
             rows = islice(rows, self.limit)
+        return rows if self.system is None else with_system(rows, self.system)
+
+    def rows_at(self, data: DataCollection, numbers: Iterable[int]) -> Iterator[Row]:
+        """Rows that were chosen before, by their numbers; of a stream all rows, since none can be picked.
+
+        Raises:
+            DataFileError: a file cannot be read on.
+        """
+        total = data.count_rows()
+        rows = data.rows(None if total is None else (number for number in numbers if number < total))
         return rows if self.system is None else with_system(rows, self.system)
 
     def count(self, data: DataCollection) -> int | None:
