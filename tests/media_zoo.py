@@ -9,6 +9,7 @@ import base64
 import io
 import math
 import wave
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,17 @@ from samplerpool.model.processors import without_videos
 from tests.tiny_tokenizer import tiny_tokenizer
 
 IMAGE, VIDEO, AUDIO = "<|image_pad|>", "<|video_pad|>", "<|AUDIO|>"
-EXTRA = ("<|vision_start|>", "<|vision_end|>", IMAGE, VIDEO, "<|audio_bos|>", AUDIO, "<|audio_eos|>", "<image>")
+EXTRA = (
+    "<|vision_start|>",
+    "<|vision_end|>",
+    IMAGE,
+    VIDEO,
+    "<|audio_bos|>",
+    AUDIO,
+    "<|audio_eos|>",
+    "<image>",
+    "<video>",
+)
 TEMPLATE = (
     "{% for m in messages %}<|start|>{{ m.role }}:{% if m.content is string %}{{ m.content }}{% else %}"
     "{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}{% else %}{{ place[part.type] }}{% endif %}"
@@ -52,11 +63,19 @@ def template(**places: str) -> str:
 
 def checkpoint(folder: Path, family: str) -> Path:
     """Save a model of this family, with its processor."""
+    return saved(folder, {"qwen2_5_vl": qwen2_5_vl, "llava": _llava, "qwen2_audio": _qwen2_audio}[family])
+
+
+def saved(folder: Path, make: Callable[[Any, dict[str, int], dict[str, Any]], tuple[Any, Any]]) -> Path:
+    """Save the model of the configuration that ``make`` gives, with the processor.
+
+    Args:
+        make: of the tokenizer, the placeholders' token ids, and what the configuration of the text part has to say.
+    """
     torch.manual_seed(7)
     tokenizer = tiny_tokenizer(more_specials=EXTRA)
     numbers = {name: tokenizer.convert_tokens_to_ids(name) for name in EXTRA}
     text = {**TEXT, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
-    make = {"qwen2_5_vl": _qwen2_5_vl, "llava": _llava, "qwen2_audio": _qwen2_audio}[family]
     processor, config = make(tokenizer, numbers, text)
     model = AutoModelForMultimodalLM.from_config(config).float().eval()
     generator = torch.Generator().manual_seed(3)
@@ -70,7 +89,7 @@ def checkpoint(folder: Path, family: str) -> Path:
     return folder
 
 
-def _qwen2_5_vl(tokenizer: Any, numbers: dict[str, int], text: dict[str, Any]) -> tuple[Any, Any]:
+def qwen2_5_vl(tokenizer: Any, numbers: dict[str, int], text: dict[str, Any]) -> tuple[Any, Any]:
     from transformers import Qwen2_5_VLProcessor
 
     images = Qwen2VLImageProcessorPil(patch_size=4, min_pixels=64, max_pixels=4096, merge_size=2, temporal_patch_size=2)

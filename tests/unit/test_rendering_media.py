@@ -15,7 +15,7 @@ from samplerpool.errors import RenderError
 from samplerpool.rendering.media import IMAGE_FORMATS
 from samplerpool.rendering.renderer import Renderer
 from samplerpool.types import Message
-from tests.media_zoo import EXTRA, data_url, drawing, png, template, tone
+from tests.media_zoo import EXTRA, data_url, drawing, png, qwen2_5_vl, template, tone
 from tests.tiny_tokenizer import tiny_tokenizer
 
 PLACES = 9
@@ -125,6 +125,24 @@ def test_kinds_that_the_model_does_not_take_are_refused(renderer: Renderer) -> N
     assert "audio_url in message 1 (user), but this model takes text and image" in refused(
         renderer, ("audio", data_url(tone(), "audio/wav"))
     )
+
+
+def test_images_alone_make_no_videos(renderer: Renderer) -> None:
+    assert "video_url in message 1 (user), but this model takes text and image, nothing else" in refused(
+        renderer, ("video", data_url(b"film", "video/mp4"))
+    )
+
+
+def test_a_worker_without_torchvision_says_so() -> None:
+    """The model takes videos, and the processor was loaded without its part for them."""
+    tokenizer = tiny_tokenizer(more_specials=EXTRA)
+    numbers = {name: tokenizer.convert_tokens_to_ids(name) for name in EXTRA}
+    renderer = Renderer(qwen2_5_vl(tokenizer, numbers, {"vocab_size": len(tokenizer)})[0])
+    assert renderer.media_kinds == {"image"}
+    message = refused(renderer, "What is ", ("video", data_url(b"film", "video/mp4")))
+    assert "The video in message 1 (user) cannot be taken, because the worker lacks a package" in message
+    assert "install torchvision there, from where its torch came" in message
+    assert renderer.media_prompt([user(image())])
 
 
 def test_token_ids_alone_have_no_place_for_them(renderer: Renderer) -> None:

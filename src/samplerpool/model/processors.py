@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 from samplerpool.rendering.media import media_kinds
 
@@ -31,7 +31,9 @@ def load_processor(config: Any, path: str, progress: Callable[[str], None], **op
     takes_videos = processor_class is not None and "video_processor" in processor_class.get_attributes()
     try:
         if takes_videos and not is_torchvision_available():
-            progress("warning: videos are not taken, because torchvision is not installed")
+            progress(
+                "warning: videos are not taken, because torchvision is not installed (take it from where torch came)"
+            )
             return without_videos(processor_class).from_pretrained(path, **options)
         return AutoProcessor.from_pretrained(path, **options)
     except OSError:
@@ -55,6 +57,8 @@ def without_videos(processor_class: Any) -> Any:
     """
 
     class WithoutVideos(processor_class):  # type: ignore[misc]
+        lacking_packages: ClassVar[Mapping[str, str]] = {"video": "torchvision"}  # read by rendering.media
+
         @classmethod
         def get_attributes(cls) -> list[str]:
             return [name for name in processor_class.get_attributes() if name != "video_processor"]

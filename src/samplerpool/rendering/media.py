@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
 import io
 import re
-import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from samplerpool.errors import RenderError
 from samplerpool.rendering.templates import one_line
+from samplerpool.rendering.videos import Video, frame_options, reading_videos
 
 IMAGE_FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "ICO", "PPM")
 """Pillow knows more, and among them some that start other programs (EPS)."""
@@ -100,11 +99,13 @@ class MediaProcessor:
 
     Attributes:
         kinds: of media that it takes.
+        lacking: packages without which it does not take what the model could, by the kind.
     """
 
     def __init__(self, processor: Any) -> None:
-        self._processor = processor
         self.kinds = media_kinds(processor)
+        self.lacking: Mapping[str, str] = getattr(processor, "lacking_packages", {})
+        self._processor = reading_videos(processor) if "video" in self.kinds else processor
 
     def placeholders(self) -> frozenset[str]:
         """All texts that mean something to the processor; nobody may write them."""
@@ -119,25 +120,38 @@ class MediaProcessor:
         ids: list[int] = tokenizer(text, add_special_tokens=self._adds_special_tokens(text))["input_ids"]
         return ids
 
-    def prompt(self, text: str, blocks: Sequence[MediaBlock]) -> tuple[tuple[int, ...], MediaInputs]:
+    def prompt(
+        self, text: str, blocks: Sequence[MediaBlock], options: Mapping[str, Any] | None = None
+    ) -> tuple[tuple[int, ...], MediaInputs]:
         """Token ids with a place for each part of the media, and the media as the model's inputs.
 
         Args:
             text: as the chat template made it.
             blocks: in the order of the messages.
+            options: of the request; ``fps`` and ``num_frames`` say how much of a video is looked at.
 
         Raises:
             RenderError: media that cannot be decoded, or the text has more or fewer placeholders than there are media.
         """
+        self._check_packages(blocks)
         self._check_placeholders(text, blocks)
-        made = self._made(text, blocks)
+        chosen = frame_options(options or {}) if any(block.kind == "video" for block in blocks) else {}
+        made = self._made(text, blocks, chosen)
         ids = tuple(made.pop("input_ids")[0].tolist())
-        return ids, MediaInputs(lambda: self._inputs(text, blocks), made)
+        return ids, MediaInputs(lambda: self._inputs(text, blocks, chosen), made)
 
-    def _inputs(self, text: str, blocks: Sequence[MediaBlock]) -> Mapping[str, Any]:
-        made = self._made(text, blocks)
+    def _inputs(self, text: str, blocks: Sequence[MediaBlock], chosen: Mapping[str, Any]) -> Mapping[str, Any]:
+        made = self._made(text, blocks, chosen)
         del made["input_ids"]
         return made
+
+    def _check_packages(self, blocks: Sequence[MediaBlock]) -> None:
+        for block in blocks:
+            if package := self.lacking.get(block.kind):
+                raise RenderError(
+                    f"The {block.kind} in {block.place} cannot be taken, because the worker lacks a package: install "
+                    f"{package} there, from where its torch came, and start it again."
+                )
 
     def _check_placeholders(self, text: str, blocks: Sequence[MediaBlock]) -> None:
         for kind in sorted(self.kinds):
@@ -150,27 +164,28 @@ class MediaProcessor:
                     f"take {kind}s where they stand, or not at all."
                 )
 
-    def _made(self, text: str, blocks: Sequence[MediaBlock]) -> dict[str, Any]:
+    def _made(self, text: str, blocks: Sequence[MediaBlock], chosen: Mapping[str, Any]) -> dict[str, Any]:
         """All that the processor gives, but the attention mask, which is 1 everywhere."""
-        with contextlib.ExitStack() as stack:
-            images = [_image(block) for block in blocks if block.kind == "image"]
-            videos = [stack.enter_context(_video_file(block)) for block in blocks if block.kind == "video"]
-            options: dict[str, Any] = {}
-            if sounds := [block for block in blocks if block.kind == "audio"]:
-                rate = _audio_processor(self._processor).sampling_rate
-                options = {"audio": [_sound(block, rate) for block in sounds], "sampling_rate": rate}
-            try:
-                made = self._processor(
-                    text=[text],
-                    images=[images] if images else None,
-                    videos=[videos] if videos else None,
-                    add_special_tokens=self._adds_special_tokens(text),
-                    return_tensors="pt",
-                    **options,
-                )
-            except Exception as error:  # it is the checkpoint's, and calls decoders of foreign data
-                places = ", ".join(dict.fromkeys(block.place for block in blocks))
-                raise RenderError(f"The model's processor refused the media in {places}: {one_line(error)}") from error
+        images = [_image(block) for block in blocks if block.kind == "image"]
+        videos = [Video(block.place, bytes_of(block)) for block in blocks if block.kind == "video"]
+        options = dict(chosen)
+        if sounds := [block for block in blocks if block.kind == "audio"]:
+            rate = _audio_processor(self._processor).sampling_rate
+            options |= {"audio": [_sound(block, rate) for block in sounds], "sampling_rate": rate}
+        try:
+            made = self._processor(
+                text=[text],
+                images=[images] if images else None,
+                videos=[videos] if videos else None,
+                add_special_tokens=self._adds_special_tokens(text),
+                return_tensors="pt",
+                **options,
+            )
+        except RenderError:
+            raise
+        except Exception as error:  # it is the checkpoint's, and looks at foreign data
+            places = ", ".join(dict.fromkeys(block.place for block in blocks))
+            raise RenderError(f"The model's processor refused the media in {places}: {one_line(error)}") from error
         return {name: value for name, value in made.items() if name != "attention_mask"}
 
     def _adds_special_tokens(self, text: str) -> bool:
@@ -248,15 +263,6 @@ def _sound(block: MediaBlock, sampling_rate: int) -> Any:
         raise _missing(block, error) from error
     except Exception as error:
         raise _undecodable(block, error) from error
-
-
-@contextlib.contextmanager
-def _video_file(block: MediaBlock) -> Iterator[str]:
-    """A file for the processor, which decodes just the frames that it wants."""
-    with tempfile.NamedTemporaryFile(prefix="samplerpool-", suffix=".video") as file:
-        file.write(bytes_of(block))
-        file.flush()
-        yield file.name
 
 
 def _missing(block: MediaBlock, error: ImportError) -> RenderError:

@@ -119,7 +119,9 @@ class Renderer:
 
         Args:
             messages: in the v1 form, their media as ``data:`` URLs.
-            tools, options: see ``prompt_ids``.
+            tools: see ``prompt_ids``.
+            options: see ``prompt_ids``; ``fps`` or ``num_frames`` is how many frames of a video are looked at, a second
+                or in all. Without either the checkpoint's processor decides, and some take every frame.
 
         Returns:
             Token ids, with as many placeholders as the media take, and what else the model gets.
@@ -137,7 +139,7 @@ class Renderer:
             for block in message["content"]
             if block["type"] in KIND_OF
         ]
-        return self._media.prompt(self._template.text(safe, generate=True), blocks)
+        return self._media.prompt(self._template.text(safe, generate=True), blocks, options)
 
     def render_messages(
         self, messages: Sequence[Message], tools: str | None = None, is_generate: bool = False, **options: Any
@@ -219,7 +221,7 @@ class Renderer:
         if taken := RESERVED_OPTIONS.intersection(options):
             raise RenderError(f"The template option {sorted(taken)[0]!r} cannot be set; the renderer decides it.")
         guard = Neutralize(self._neutralizer)
-        kinds = self._media.kinds if self._media else None
+        kinds = self._media.kinds | set(self._media.lacking) if self._media else None
         safe = template_input(messages, tools, options, guard, kinds)
         made = self._made(safe, is_generate)
         ids = made["input_ids"]

@@ -178,7 +178,8 @@ class SyncSampler(BaseSampler):
             messages: in the v1 or the common form, or a plain string for one user turn. Images, videos and sounds are
                 paths (read here), ``file:`` or ``data:`` URLs.
             tools: the tools on offer, as JSON text or as a list of objects.
-            template_options: keyword arguments through to the chat template (``enable_thinking``, ...).
+            template_options: keyword arguments through to the chat template (``enable_thinking``, ...). Of videos,
+                ``fps`` or ``num_frames`` says how many frames are looked at, a second or in all.
             fetch_media: get images, videos and sounds from ``http(s):`` URLs, too.
             **params: sampling parameters, see ``config.sampling.SamplingParams``.
 
