@@ -17,6 +17,7 @@ By whose fault it is::
     │   ├── PromptTooLong          prompt (and the tokens asked for) exceed what the worker can hold
     │   ├── UnsupportedParameter   the engine cannot honour a parameter
     │   ├── BadRow                 a row of a data set that holds nothing to answer, or cannot be read
+    │   │   └── TemplateError      a template or an expression cannot be applied to its columns
     │   ├── RenderError            the messages cannot be turned into a prompt
     │   ├── Aborted                the client, or the worker's end, cancelled it
     │   ├── EngineError            the engine raised while working on it
@@ -142,6 +143,10 @@ class UnsupportedParameter(RequestError):
 
 class BadRow(RequestError):
     """A row of a data set that cannot be read, or holds no conversation to answer."""
+
+
+class TemplateError(BadRow):
+    """The prompt template, or the expression to select by, cannot be applied to a row's columns."""
 
 
 class RenderError(RequestError):

@@ -341,6 +341,24 @@ def test_what_has_changed_is_refused_unless_accepted(path: Path) -> None:
         assert output.begin(other, accept_changes=True).run_seed == MANIFEST.run_seed
 
 
+def test_of_long_settings_the_place_that_differs_is_shown() -> None:
+    long = "Answer the following question as well as you can, in one sentence. " * 3
+    (said,) = replace(MANIFEST, prompt_template=long + "{{ a }}").changes(replace(MANIFEST, prompt_template=long))
+    assert said.startswith("prompt_template: was ...")
+    assert "{{ a }}" in said
+    assert len(said) < 170
+
+
+def test_the_input_s_length_is_that_of_its_highest_row_in_whatever_order(path: Path) -> None:
+    with BatchOutput(path) as output:
+        output.begin(MANIFEST)
+        output.write(answered(2))
+    with BatchOutput(path, resume=True) as output:
+        assert [each.index for each in output.missing([row(2), row(1), row(0)])] == [1, 0]
+        with pytest.raises(FingerprintMismatch, match="The input has 2 rows"):
+            list(output.missing([row(1), row(0)]))
+
+
 def test_a_row_is_known_by_all_of_its_columns() -> None:
     assert row_hash({"a": 1, "b": "x"}) == row_hash({"a": 1, "b": "x"})
     assert len({row_hash(columns) for columns in ({}, {"a": 1}, {"a": "1"}, {"b": 1}, {"a": 1, "b": 1})}) == 5
@@ -349,12 +367,15 @@ def test_a_row_is_known_by_all_of_its_columns() -> None:
 @given(st.permutations(range(8)))
 def test_results_are_given_back_in_order_whatever_order_they_come_in(places: list[int]) -> None:
     order = InOrder(2)
-    results = [answered(place // 2, sample=place % 2) for place in range(8)]
+    taken = [row(index) for index in (7, 2, 0, 5)]  # of which the input may have more, in another order
+    assert list(order.noting(iter(taken))) == taken
+    results = [answered(each.index, sample=sample) for each in taken for sample in range(2)]
     assert [result for place in places for result in order.take(results[place])] == results
     assert order.rest() == []
 
 
 def test_results_behind_a_gap_come_last() -> None:
     order = InOrder()
+    list(order.noting(row(index) for index in range(3)))
     assert [order.take(answered(index)) for index in (2, 1)] == [[], []]
     assert [result.row.index for result in order.rest()] == [1, 2]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import gc
 
-from samplerpool.cli.batch import COLLECT_AFTER, _rare_collection
+from samplerpool.cli.batch_process import COLLECT_AFTER, rare_collection
 
 
 def test_cycles_are_looked_for_rarely_during_a_run_and_as_before_behind_it():
     before = gc.get_threshold()
-    with contextlib.suppress(KeyError), _rare_collection():
+    with contextlib.suppress(KeyError), rare_collection():
         during = gc.get_threshold()
         raise KeyError
     assert during == (COLLECT_AFTER, *before[1:])

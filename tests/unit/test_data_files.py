@@ -270,6 +270,8 @@ def test_folders_that_datasets_wrote(tmp_path):
     assert [path.suffix for path in records.paths] == [".arrow"]
     assert len(open_source(str(tmp_path / "both"))) == 6
     assert [r.columns for r in open_source(str(tmp_path / "both"), split="test")] == [ROWS[2]]
+    datasets.DatasetDict({"test": one}).save_to_disk(str(tmp_path / "only"))
+    assert len(open_source(str(tmp_path / "only"))) == 6
     with pytest.raises(DataFileError, match="no split 'dev'; it has: train, test"):
         open_source(str(tmp_path / "both"), split="dev")
     with pytest.raises(DataFileError, match="has no splits"):

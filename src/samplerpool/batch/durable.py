@@ -15,6 +15,7 @@ from samplerpool.client.connection import PoolConnection
 from samplerpool.config.sampling import sampling_params
 from samplerpool.data.answers import RowResult
 from samplerpool.data.rows import Row
+from samplerpool.data.selection import ALL, Selection
 from samplerpool.errors import BatchError, FingerprintMismatch, TransportError
 
 WAIT_FOR_WORKER_S = 1.0
@@ -28,9 +29,7 @@ def run_durably(
     source: str,
     params: Mapping[str, Any],
     input_bytes: int | None = None,
-    converter: str | None = None,
-    system: str | None = None,
-    limit: int | None = None,
+    selection: Selection = ALL,
     overwrite: bool = False,
     accept_changes: bool = False,
     on_result: Callable[[RowResult], None] | None = None,
@@ -42,8 +41,9 @@ def run_durably(
     """Answer the rows that the output does not have yet; if all are there then, put the output together.
 
     Args:
-        rows: all of them, in order, also those that an earlier run has answered; with a ``limit`` so many of them.
-        source: how the input is named, for the manifest; ``input_bytes``, ``converter`` and ``system`` likewise.
+        rows: all that are meant, in their order, also those that an earlier run has answered.
+        source: how the input is named, for the manifest; ``input_bytes`` likewise.
+        selection: which of the input's rows these are.
         params: sampling parameters, ``seed`` and ``num_return_sequences`` among them.
         accept_changes: go on although something has changed since the run began.
         on_result: called for each result before it is written; what it raises ends the run.
@@ -62,11 +62,9 @@ def run_durably(
         Manifest(
             source=source,
             input_bytes=input_bytes,
-            converter=converter,
-            system=system,
-            limit=limit,
+            **selection.settings(),
             params=given,
-            model=_model_of(connection),
+            model=model_of(connection),
             version=version("samplerpool"),
             run_seed=secrets.randbelow(2**32) if seed is None else seed,
             overwrite=overwrite,
@@ -90,7 +88,7 @@ def run_durably(
 
     summary = run_batch(
         connection,
-        output.missing(rows, whole=limit is None),
+        output.missing(rows, whole=selection.limit is None),
         params=given,
         run_seed=manifest.run_seed,
         on_result=write,
@@ -110,7 +108,7 @@ def run_durably(
     return summary
 
 
-def _model_of(connection: PoolConnection) -> dict[str, Any]:
+def model_of(connection: PoolConnection) -> dict[str, Any]:
     """What the pool's workers run, as the first of them says that answers."""
     while views := [view for view in connection.workers() if view.up or view.coming]:
         for view in views:

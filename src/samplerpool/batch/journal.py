@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, NamedTuple, Self
 
 from samplerpool.data.json_text import to_json
 from samplerpool.errors import BatchError, OutputExists
@@ -53,6 +53,48 @@ def row_hash(columns: dict[str, Any]) -> bytes:
 
 def _checksum(head: bytes, text: bytes) -> bytes:
     return zlib.crc32(text, zlib.crc32(head)).to_bytes(_CHECKSUM_BYTES, "little")
+
+
+class JournalRecord(NamedTuple):
+    """One finished row, as it stands in a journal. ``offset``: of its line; ``end``: where the next record begins."""
+
+    row: int
+    sample: int
+    outcome: int
+    hashed: bytes
+    line: bytes
+    offset: int
+    end: int
+
+
+def read_records(file: BinaryIO, path: Path, offset: int = 0) -> Iterator[JournalRecord]:
+    """The records of a journal up to the first that is not whole, which may be because it is being written.
+
+    Args:
+        file: of that path, opened for reading. It is the caller's to close.
+        offset: 0, or a record's ``end``, to go on behind it.
+
+    Raises:
+        BatchError: it is no journal.
+        OSError
+    """
+    size = os.fstat(file.fileno()).st_size
+    file.seek(offset)
+    if not offset:
+        header = file.read(len(HEADER))
+        if header != HEADER[: len(header)]:
+            raise BatchError(f"{path} is no journal of a batch; move it away, or choose another --output.")
+        offset = len(HEADER)
+    while len(head := file.read(_HEAD.size)) == _HEAD.size:
+        length, row, sample, outcome, hashed = _HEAD.unpack(head)
+        begin, end = offset + _HEAD.size, offset + _HEAD.size + length + _CHECKSUM_BYTES
+        if end > size:  # torn, and perhaps gigabytes that nobody wrote
+            return
+        line, checksum = file.read(length), file.read(_CHECKSUM_BYTES)
+        if _checksum(head, line) != checksum:
+            return
+        yield JournalRecord(row, sample, outcome, hashed, line, begin, end)
+        offset = end
 
 
 @dataclass(slots=True)
@@ -185,20 +227,12 @@ class Journal:
 
     def _read(self) -> int:
         """Note the records; where the last whole one ends."""
+        whole = len(HEADER)
         with open(self.path, "rb", buffering=_COPY_AT_ONCE) as file:
-            if file.read(len(HEADER)) != HEADER:
-                raise BatchError(f"{self.path} is no journal of a batch; move it away, or choose another --output.")
-            offset, size = len(HEADER), os.fstat(file.fileno()).st_size
-            while len(head := file.read(_HEAD.size)) == _HEAD.size:
-                length, row, sample, outcome, hashed = _HEAD.unpack(head)
-                if length > size - offset:  # torn, and perhaps gigabytes that nobody wrote
-                    break
-                text, checksum = file.read(length), file.read(_CHECKSUM_BYTES)
-                if _checksum(head, text) != checksum:
-                    break
-                self.finished.add(row, sample, outcome, hashed, offset + _HEAD.size, length)
-                offset += _HEAD.size + length + _CHECKSUM_BYTES
-            return offset
+            for row, sample, outcome, hashed, line, offset, end in read_records(file, self.path):
+                self.finished.add(row, sample, outcome, hashed, offset, len(line))
+                whole = end
+        return whole
 
     # ---- writing --------------------------------------------------------------------------------------------------
 

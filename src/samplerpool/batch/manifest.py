@@ -15,6 +15,7 @@ from typing import Any, Self
 from samplerpool.errors import BatchError
 
 FORMAT = 1
+SHOWN_CHARACTERS = 60
 _NOT_COMPARED = frozenset(("run_seed", "source", "overwrite", "outputs", "format"))
 """The seed is taken from the manifest; a file may have another name by now."""
 
@@ -28,7 +29,7 @@ class Manifest:
         input_bytes: of the input's files together; None where that is not known.
         converter: by name.
         system: turn that was put before conversations that have none.
-        limit: rows to be answered, the first ones; None for all.
+        limit: rows to be answered; None for all. This, ``converter``, ``system`` and the last four are a ``Selection``.
         params: sampling parameters that were given, but for the seed.
         model: fingerprint of what the workers run (``fingerprint`` of their descriptions).
         version: of samplerpool.
@@ -49,6 +50,10 @@ class Manifest:
     overwrite: bool = False
     outputs: Sequence[str] = ()
     format: int = FORMAT
+    messages_column: str | None = None
+    prompt_template: str | None = None
+    select: str | None = None
+    shuffle_seed: int | None = None
 
     @property
     def samples(self) -> int:
@@ -60,7 +65,7 @@ class Manifest:
         before, after = _flat(asdict(self)), _flat(asdict(now))
         names = [name for name in {**before, **after} if name.partition(".")[0] not in _NOT_COMPARED]
         return [
-            f"{name}: was {_shown(before.get(name))}, is {_shown(after.get(name))}"
+            f"{name}: was {_shown(before.get(name), after.get(name))}, is {_shown(after.get(name), before.get(name))}"
             for name in names
             if before.get(name) != after.get(name)
         ]
@@ -122,6 +127,13 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _shown(value: object) -> str:
-    text = json.dumps(value, default=str, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _shown(value: object, beside: object) -> str:
+    """As JSON; of a long text, where it begins to differ from another."""
+    text, other = (json.dumps(each, default=str, ensure_ascii=False) for each in (value, beside))
+    if len(text) <= SHOWN_CHARACTERS:
+        return text
+    pairs = enumerate(zip(text, other, strict=False))
+    same = next((place for place, (one, another) in pairs if one != another), min(len(text), len(other)))
+    begin = max(0, same - SHOWN_CHARACTERS // 3) if same + 10 > SHOWN_CHARACTERS else 0
+    end = begin + SHOWN_CHARACTERS - 3
+    return ("..." if begin else "") + text[begin:end] + ("..." if end < len(text) else "")

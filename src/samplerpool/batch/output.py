@@ -194,9 +194,9 @@ class BatchOutput:
         Raises:
             FingerprintMismatch: they are not.
         """
-        finished, rows_before, index = self.finished, self.finished.rows, -1
+        finished, rows_before, highest = self.finished, self.finished.rows, -1
         for row in rows:
-            index = row.index
+            highest = max(highest, row.index)
             done = frozenset(
                 sample
                 for sample in range(self._samples)
@@ -211,10 +211,10 @@ class BatchOutput:
             if len(done) < self._samples:
                 row.finished = done
                 yield row
-        if whole and index + 1 < rows_before:
+        if whole and highest + 1 < rows_before:
             raise FingerprintMismatch(
-                f"The input has {index + 1:,} rows, and there were at least {rows_before:,} when the run began. Bring "
-                "them back, or begin anew with --overwrite."
+                f"The input has {highest + 1:,} rows, and there were at least {rows_before:,} when the run began. "
+                "Bring them back, or begin anew with --overwrite."
             )
 
     def write(self, result: RowResult) -> None:

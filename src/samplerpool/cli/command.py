@@ -1,11 +1,17 @@
-"""A command that names everything that is wrong with its options at once, where click stops at the first."""
+"""Commands that name everything that is wrong with their options at once, where click stops at the first, and that have
+other commands below them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import difflib
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import click
 from click.core import iter_params_for_processing
+from click.shell_completion import CompletionItem
 
 from samplerpool.config.sampling import unknown_name
 
@@ -53,6 +59,64 @@ class Command(click.Command):
                 yield error.format_message()
         if left and not unknown:
             yield f"Unexpected argument {' '.join(map(repr, left))}."
+
+
+class CommandWithOthers(Command):
+    """A command whose first word may name another one, which is then run in its place.
+
+    Args:
+        others: name and one line of help; ``samplerpool.cli.NAME_OTHER`` has the click command ``command``, and is
+            imported when it is called.
+
+    Whatever else comes first is this command's own. So an argument that is called as another command is has to be
+    written in another way (a path: ``./NAME``), or to stand behind an option.
+    """
+
+    def __init__(self, *args: Any, others: Mapping[str, str], **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.others = others
+
+    def other(self, name: str) -> click.Command:
+        """Import one of the other commands."""
+        command = importlib.import_module(f"samplerpool.cli.{self.name}_{name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """As click's; of the other command, where its name comes first."""
+        if args and args[0] in self.others:
+            return self.other(args[0]).make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read a command line into ``ctx``; a first word that is nearly another command is said to be."""
+        first = args[0] if args else ""
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            near = difflib.get_close_matches(first, self.others, 1)
+            if near and not Path(first).exists():
+                hint = f"{error.format_message()} Did you mean {ctx.command_path} {near[0]}?"
+                raise click.UsageError(hint, ctx) from error
+            raise
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The other commands, ahead of the many options."""
+        if self.others:
+            with formatter.section("Commands"):
+                formatter.write_dl(list(self.others.items()))
+        super().format_options(ctx, formatter)
+
+
+def complete_first(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """For the first argument of a command with others: these, where nothing stands before it, and files."""
+    command, typed = ctx.command, click.core.ParameterSource.COMMANDLINE
+    alone = not any(ctx.get_parameter_source(param.name or "") is typed for param in command.params)
+    others = command.others if isinstance(command, CommandWithOthers) and alone else {}
+    found = [CompletionItem(name, help=text) for name, text in others.items() if name.startswith(incomplete)]
+    return [*found, CompletionItem(incomplete, type="file")]
 
 
 def _take_out(args: list[str], option: str) -> bool:

@@ -237,7 +237,7 @@ class PoolConnection:
         self._shut_down(error_for)
 
     def _serve(self) -> None:
-        self._members.watch(self._wake_reader)
+        self._members.watch(self._wake_reader.fileno())
         check_at = 0.0
         while not self._closing:
             ready = self._members.wait(POLL_INTERVAL_S)

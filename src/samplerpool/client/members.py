@@ -10,13 +10,13 @@ import functools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import zmq
 
 from samplerpool.client import ends
 from samplerpool.client.following import Source
 from samplerpool.client.peer import Peer
+from samplerpool.client.readiness import Readiness
 from samplerpool.client.response import Call
 from samplerpool.client.roster import Change, Join, Retire, Roster, Standing
 from samplerpool.client.routing import WorkerView
@@ -24,6 +24,8 @@ from samplerpool.errors import AccessDenied, SamplerPoolError
 from samplerpool.wire.endpoint import ConnectionFile, WorkerEntry
 
 ErrorFor = Callable[[Call], SamplerPoolError]
+
+_POOL = "pool"  # among what is ready: the source of news of the pool
 
 
 class Members:
@@ -51,7 +53,7 @@ class Members:
         self._roster = roster
         self._own_numbers = own_numbers
         self._on_change = on_change
-        self._poller = zmq.Poller()
+        self._readiness = Readiness()
         self._watched: dict[int, Peer] = {}
         self._stillborn: list[Peer] = []
         self._received_before = 0
@@ -60,7 +62,7 @@ class Members:
         self._look_at = 0.0
         self.denied: AccessDenied | None = None
         if source.socket is not None:
-            self._poller.register(source.socket, zmq.POLLIN)
+            self._readiness.watch(_POOL, source.socket)
         self.look()
 
     # ---- from any thread ------------------------------------------------------------------------------------------
@@ -83,35 +85,25 @@ class Members:
 
     # ---- what comes -----------------------------------------------------------------------------------------------
 
-    def watch(self, descriptor: Any) -> None:
+    def watch(self, descriptor: int) -> None:
         """Let ``wait`` end when this can be read."""
-        self._poller.register(descriptor, zmq.POLLIN)
+        self._readiness.watch(descriptor, descriptor)
 
-    def wait(self, longest_s: float) -> set[Any]:
+    def wait(self, longest_s: float) -> set[object]:
         """Wait until something has come or is due, and return what."""
-        for peer in self.peers.values():
-            self._register(peer)
-        wait_s = min(longest_s, self._look_at - time.monotonic())
-        return {ready for ready, _ in self._poller.poll(max(0, int(1000 * wait_s) + 1))}
+        return self._readiness.wait(min(longest_s, self._look_at - time.monotonic()))
 
-    def _register(self, peer: Peer) -> None:
-        """Wait for what a worker sends, and for room where something waits to be sent to it."""
-        events = zmq.POLLIN | zmq.POLLOUT if peer.backlog else zmq.POLLIN
-        if peer.up and peer.polled_for != events:
-            self._poller.register(peer.socket, events)
-            peer.polled_for = events
-
-    def take(self, ready: set[Any]) -> None:
+    def take(self, ready: set[object]) -> None:
         """Deal with what has come."""
-        for peer in self.peers.values():
-            if peer.socket in ready and peer.up:
+        for peer in [one for one in ready if isinstance(one, Peer)]:
+            if peer.up:
                 peer.receive()
                 peer.flush()
                 if peer.denied is not None:
                     self._bar(peer.denied)
         for descriptor in self._watched.keys() & ready:
             self._process_ended(self._watched[descriptor])
-        if self._source.socket in ready:
+        if _POOL in ready:
             self._source.receive()
             self._update(self._source.pool)
         if time.monotonic() >= self._look_at:
@@ -120,6 +112,8 @@ class Members:
     def look(self) -> None:
         """See what has become of the pool."""
         self._update(self._source.look())
+        if self._source.socket is not None:
+            self._readiness.touched(_POOL, self._source.socket)
         wait_s = self._source.urgent_s if self._roster.awaiting else self._source.interval_s
         self._look_at = time.monotonic() + wait_s
 
@@ -177,10 +171,10 @@ class Members:
             peer.fail(error_for or functools.partial(ends.died, self._roster.pool, peer.index, change.ending))
 
     def _join(self, entry: WorkerEntry) -> Peer:
-        peer = Peer(self._context, entry, self._source.pool)
+        peer = Peer(self._context, entry, self._source.pool, self._readiness)
         if self._own_numbers and (descriptor := self._pidfd(entry, peer)) is not None:
             self._watched[descriptor] = peer
-            self._poller.register(descriptor, zmq.POLLIN)
+            self._readiness.watch(descriptor, descriptor)
         return peer
 
     def _pidfd(self, entry: WorkerEntry, peer: Peer) -> int | None:
@@ -195,16 +189,13 @@ class Members:
         return descriptor
 
     def _lose(self, peer: Peer, reason: str) -> None:
-        if peer.polled_for:
-            self._poller.unregister(peer.socket)
-            peer.polled_for = 0
         self._unwatch(peer)
         peer.lose(reason)
 
     def _unwatch(self, peer: Peer) -> None:
         for descriptor in [d for d, watched in self._watched.items() if watched is peer]:
             del self._watched[descriptor]
-            self._poller.unregister(descriptor)
+            self._readiness.unwatch(descriptor)
             os.close(descriptor)
 
     def close(self, error_for: ErrorFor) -> None:
@@ -213,6 +204,7 @@ class Members:
             self._unwatch(peer)
             peer.close(error_for)
         self._source.close()
+        self._readiness.close()
         self._on_change()
 
 

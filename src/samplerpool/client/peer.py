@@ -14,6 +14,7 @@ import zmq
 
 from samplerpool.client.admission import Admission
 from samplerpool.client.liveness import Liveness
+from samplerpool.client.readiness import Readiness
 from samplerpool.client.response import Call
 from samplerpool.errors import AccessDenied, ProtocolError, RequestLost, SamplerPoolError, TransportError
 from samplerpool.wire.codec import MAX_REQUESTS, decode_replies, encode
@@ -49,11 +50,18 @@ class Peer:
     Args:
         entry: where it is, and which start of it is meant.
         pool: it belongs to, with the keys that let us in.
+        readiness: where it is to be told of what comes, under the peer as the name.
 
     ``denied`` tells that the worker does not know our key (any more).
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], entry: WorkerEntry, pool: ConnectionFile) -> None:
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        entry: WorkerEntry,
+        pool: ConnectionFile,
+        readiness: Readiness,
+    ) -> None:
         self.index = entry.index
         self.incarnation = entry.incarnation
         self.denied: AccessDenied | None = None
@@ -61,7 +69,6 @@ class Peer:
         self.down_reason = ""
         self.backlog: deque[bytes] = deque()
         self.messages_received = 0
-        self.polled_for = 0  # the events that the I/O thread's poller waits for on the socket
         self.descriptions: dict[int, concurrent.futures.Future[dict[str, Any]]] = {}
         self._calls: dict[int, Call] = {}
         self._last_id = 0
@@ -71,6 +78,8 @@ class Peer:
         self._outstanding_tokens = 0
         self._fail_with: Callable[[Call], SamplerPoolError] | None = None
         self.socket = open_dealer(context, entry.endpoint, pool.keys)
+        self._readiness = readiness
+        readiness.watch(self, self.socket)
         self._admission = Admission(self.socket, pool, entry.endpoint) if pool.keys is not None else None
 
     # ---- from any thread ------------------------------------------------------------------------------------------
@@ -148,12 +157,15 @@ class Peer:
 
     def flush(self) -> None:
         """Send what waits, as far as the socket takes it."""
-        while self.backlog and self.up:
-            try:
+        if not (self.backlog and self.up):
+            return
+        try:
+            while self.backlog:
                 self.socket.send(self.backlog[0], zmq.DONTWAIT)
-            except zmq.Again:
-                return
-            self.backlog.popleft()
+                self.backlog.popleft()
+        except zmq.Again:
+            pass
+        self._readiness.touched(self, self.socket, waiting_to_send=bool(self.backlog))
 
     # ---- receiving ------------------------------------------------------------------------------------------------
 
@@ -168,6 +180,7 @@ class Peer:
             for reply in decode_replies(data):
                 self._reply(reply)
             self._liveness.heard()
+        self._readiness.touched(self, self.socket, waiting_to_send=bool(self.backlog))
         return True
 
     def _reply(self, reply: Reply | Malformed) -> None:
@@ -243,6 +256,7 @@ class Peer:
         self.up, self.down_reason = False, reason
         if self._admission is not None:
             self._admission.close()
+        self._readiness.unwatch(self)
         self.socket.close()
         self.backlog.clear()
         self._fail_descriptions()

@@ -67,6 +67,11 @@ class DataArguments:
         train_dataset, eval_dataset: a file, a folder, a dataset-info YAML or a hub id, see ``DataEngine``; both are
             answered if both are given, training data first.
         converter: from rows to conversations, by name; ``None``: chosen by each row's columns.
+        messages_column: instead of a converter, the column that holds the conversation or a text.
+        prompt_template: instead of a converter, Jinja over the columns, or ``@`` and a file that holds it.
+        select: Jinja expression over the columns: answer only rows for which it is true.
+        shuffle_seed: answer the rows in the order that this number gives.
+        limit: answer only so many.
         output: path of a new JSONL file for the answered rows; ``None`` means standard output.
         fetch_media: get images, videos and sounds of the rows from ``http(s):`` URLs, too.
 
@@ -77,6 +82,13 @@ class DataArguments:
     train_dataset: str | None = setting(None, "Data set to answer: a file, a folder, a YAML file of several, a hub id.")
     eval_dataset: str | None = setting(None, "Another one, answered behind it.")
     converter: str | None = setting(None, "How rows become conversations; default: by each row's columns.")
+    messages_column: str | None = setting(None, "Column with the conversation, or a text.", metavar="NAME")
+    prompt_template: str | None = setting(None, "Jinja over the columns, makes the prompt.", metavar="TEXT|@FILE")
+    select: str | None = setting(
+        None, "Jinja over the columns: answer rows for which it is true.", metavar="EXPRESSION"
+    )
+    shuffle_seed: int | None = setting(None, "Answer the rows in the order that this number gives.", low=0)
+    limit: int | None = setting(None, "Answer only so many rows.", low=1)
     output: str | None = setting(None, "New JSONL file for the answered rows; default: standard output.")
     fetch_media: bool = setting(False, "Get images, videos and sounds of the rows from http(s) URLs, too.")
 

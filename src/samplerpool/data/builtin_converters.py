@@ -7,7 +7,7 @@ converter has no use for stay in the sample.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from samplerpool.errors import BadRow
@@ -58,6 +58,25 @@ def detect(columns: Mapping[str, Any]) -> str | None:
 
 
 # ---- the converters -----------------------------------------------------------------------------------------------
+
+
+def turns_in(column: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """A converter that finds the conversation in this column: messages, ShareGPT's turns, JSON text of either, or a
+    text, which is one user turn."""
+
+    def convert(columns: Mapping[str, Any]) -> dict[str, Any]:
+        if not columns.get(column):
+            what = f"holds nothing ({columns[column]!r})" if column in columns else "is not there"
+            raise BadRow(
+                f"the column {column}, which is to hold the messages, {what}; this row has: {_names(columns)}."
+            )
+        turns = _from_json(columns[column])
+        if _is_sharegpt(turns):
+            turns = _sharegpt_turns(column, turns)
+        rest = {name: value for name, value in columns.items() if name not in (column, "messages", "tools")}
+        return {**rest, "messages": turns, "tools": columns.get("tools")}
+
+    return convert
 
 
 def openai(columns: Mapping[str, Any]) -> dict[str, Any]:

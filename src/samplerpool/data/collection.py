@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import accumulate, islice
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
-from samplerpool.data.converters import AUTO, AutoConverter, Converter, at_place, get_converter, sample_of
+from samplerpool.data.converters import at_place, sample_of
 from samplerpool.data.dataset_info import DEFAULT_NAME, DatasetInfo, DatasetName, dataset_infos
 from samplerpool.data.entries import Form, inference_entry, training_entries
 from samplerpool.data.mixture import ONCE, Share
@@ -23,6 +23,9 @@ from samplerpool.errors import BadRow, RenderError
 from samplerpool.types import Sample
 
 log = logging.getLogger(__name__)
+
+Predicate = Callable[[Mapping[str, Any]], bool]
+"""Of a row's columns; it may raise ``BadRow``."""
 
 
 class Entry(NamedTuple):
@@ -59,27 +62,40 @@ class DataCollection:
 
     @classmethod
     def open(
-        cls, dataset: DatasetName, *, converter: str | None = None, note: Callable[[str], None] = log.info
+        cls,
+        dataset: DatasetName,
+        *,
+        converter: str | None = None,
+        messages_column: str | None = None,
+        prompt_template: str | None = None,
+        note: Callable[[str], None] = log.info,
     ) -> Self:
         """The data sets that ``dataset_infos`` makes of these arguments."""
-        return cls(dataset_infos(dataset, converter=converter), note=note)
+        infos = dataset_infos(
+            dataset, converter=converter, messages_column=messages_column, prompt_template=prompt_template
+        )
+        return cls(infos, note=note)
 
     @property
     def paths(self) -> list[Path]:
         """All files that are read."""
         return [path for member in self._members for path in member.paths]
 
-    def rows(self) -> Iterator[Row]:
-        """All rows, numbered through; those that are broken carry their error.
+    def rows(self, order: Iterable[int] | None = None, *, meant: Predicate | None = None) -> Iterator[Row]:
+        """The rows, numbered through; those that are broken carry their error.
+
+        Args:
+            order: their numbers, in the order in which they are wanted; None: all, one after the other.
+            meant: of their columns, whether a row is wanted; where it raises, the row carries that error.
 
         Raises:
             DataFileError: a file cannot be read on.
         """
-        index = 0
-        for member in self._members:
-            for entry in member.entries():
-                yield member.row(entry, index)
-                index += 1
+        found = self._all_entries() if order is None else map(self._entry, order)
+        for number, member, entry in found:
+            row = member.row(entry, number, meant)
+            if row is not None:
+                yield row
 
     def count_rows(self) -> int | None:
         """How many ``rows`` gives, by a quick pass over the files; None if they can be read only once."""
@@ -100,6 +116,19 @@ class DataCollection:
     def __len__(self) -> int:
         return self._bounds()[-1]
 
+    def _all_entries(self) -> Iterator[tuple[int, _Member, Entry]]:
+        index = 0
+        for member in self._members:
+            for entry in member.entries():
+                yield index, member, entry
+                index += 1
+
+    def _entry(self, place: int) -> tuple[int, _Member, Entry]:
+        ends = self._bounds()
+        number = bisect_right(ends, place)
+        member = self._members[number]
+        return place, member, member.entry(place - (ends[number - 1] if number else 0))
+
     def __getitem__(self, index: int) -> Sample:
         """One sample.
 
@@ -111,9 +140,8 @@ class DataCollection:
         place = index + ends[-1] if index < 0 else index
         if not 0 <= place < ends[-1]:
             raise IndexError(f"There is no sample {index}; there are {ends[-1]}.")
-        number = bisect_right(ends, place)
-        member = self._members[number]
-        return member.sample(member.entry(place - (ends[number - 1] if number else 0)))
+        _, member, entry = self._entry(place)
+        return member.sample(entry)
 
     def close(self) -> None:
         """Free what is held. Idempotent."""
@@ -141,8 +169,7 @@ class _Member:
         self._info = info
         self._form = form
         self._share = Share(info.size, ONCE if info.weight == 1 else Fraction(str(info.weight)))
-        auto = info.converter == AUTO
-        self._converter: Converter = AutoConverter(note, info.path) if auto else get_converter(info.converter)
+        self._converter = info.make_converter(note)
         self._records = open_source(info.path, source=info.source, split=info.split, streaming=info.streaming)
         self._entry_ends: array[int] | None = None
         path = Path(info.path).expanduser()
@@ -189,10 +216,17 @@ class _Member:
             raise entry.error
         return {**entry.sample, "_dataset_name": self._info.name}
 
-    def row(self, entry: Entry, index: int) -> Row:
+    def row(self, entry: Entry, index: int, meant: Predicate | None = None) -> Row | None:
+        """The entry as a row, unless it is not meant. What could not be read may have been meant."""
         columns = entry.record.columns
         if self._info.name != DEFAULT_NAME:
             columns = {**columns, "_dataset_name": self._info.name}
+        if meant is not None and entry.record.error is None:
+            try:
+                if not meant(columns):
+                    return None
+            except BadRow as error:
+                return Row(index, columns, error=at_place(error, entry.record.place))
         if entry.sample is None:
             return Row(index, columns, error=entry.error)
         return row_of(entry.sample, index, entry.record.place, columns, self._folder)

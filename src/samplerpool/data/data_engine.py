@@ -15,10 +15,12 @@ from functools import cache
 from itertools import islice
 from typing import Any, SupportsIndex, cast, overload
 
+from samplerpool.config.arguments import DataArguments
 from samplerpool.data.collection import DataCollection
 from samplerpool.data.dataset_info import DatasetInfo, DatasetName, dataset_infos
 from samplerpool.data.entries import FORMS, Form
 from samplerpool.data.rows import Row
+from samplerpool.data.selection import CHOICE
 from samplerpool.errors import InvalidParameter, UsageError
 from samplerpool.types import Sample
 
@@ -59,6 +61,10 @@ class DataEngine:
     def __new__(cls, dataset: DatasetName, *, converter: str | None = None, form: Form = "whole") -> DataEngine:
         if form not in FORMS:
             raise InvalidParameter(f"form must be one of {', '.join(FORMS)}, not {form!r}.")
+        if isinstance(dataset, DataArguments) and (chosen := [c for c in CHOICE if getattr(dataset, c) is not None]):
+            raise InvalidParameter(
+                f"{' and '.join(chosen)}: which rows are to be answered. DataEngine gives all samples; leave it out."
+            )
         return _make(cls, dataset_infos(dataset, converter=converter), form)
 
     def __iter__(self) -> Iterator[Sample]:

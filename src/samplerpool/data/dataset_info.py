@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,9 @@ import yaml
 
 from samplerpool.config.arguments import DataArguments
 from samplerpool.config.sampling import unknown_name
-from samplerpool.data.converters import AUTO, get_converter
+from samplerpool.data.builtin_converters import turns_in
+from samplerpool.data.converters import AUTO, AutoConverter, Converter, get_converter
+from samplerpool.data.expressions import prompt_maker, template_text
 from samplerpool.data.hub import download
 from samplerpool.data.opening import missing, unreadable
 from samplerpool.data.sources import SOURCES
@@ -20,6 +22,9 @@ from samplerpool.errors import DataFileError, InvalidParameter
 YAML_SUFFIXES = (".yaml", ".yml")
 DEFAULT_NAME = "default"
 """Of a data set that was given by its path alone."""
+
+WAYS = ("converter", "messages_column", "prompt_template")
+"""To say what rows mean."""
 
 _KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
@@ -34,6 +39,7 @@ class DatasetInfo:
         source: ``local`` or ``hf_hub``; None: what is here, else the hub.
         split: of a data set that has several; None for ``train`` on the hub, for all files of a folder.
         converter: its name, see ``data.converters``; ``auto`` chooses by each row's columns.
+        messages_column, prompt_template: instead of a converter, see ``data.expressions``.
         size: only so many of its first rows; None for all.
         weight: how often each row comes, see ``data.mixture``.
         streaming: read it as a stream only, without access by number.
@@ -44,9 +50,31 @@ class DatasetInfo:
     source: str | None = None
     split: str | None = None
     converter: str = AUTO
+    messages_column: str | None = None
+    prompt_template: str | None = None
     size: int | None = None
     weight: float = 1.0
     streaming: bool = False
+
+    @property
+    def says_what_rows_mean(self) -> bool:
+        """Or else each row's columns do."""
+        return self.converter != AUTO or self.messages_column is not None or self.prompt_template is not None
+
+    def make_converter(self, note: Callable[[str], None] | None = None) -> Converter:
+        """Of rows to samples.
+
+        Args:
+            note: gets a sentence when a row's columns have chosen.
+
+        Raises:
+            InvalidParameter: there is no such converter, or no such template.
+        """
+        if self.messages_column is not None:
+            return turns_in(self.messages_column)
+        if self.prompt_template is not None:
+            return prompt_maker(self.prompt_template)
+        return AutoConverter(note, self.path) if self.converter == AUTO else get_converter(self.converter)
 
 
 _SETTINGS: Mapping[str, type] = {
@@ -54,6 +82,8 @@ _SETTINGS: Mapping[str, type] = {
     "source": str,
     "split": str,
     "converter": str,
+    "messages_column": str,
+    "prompt_template": str,
     "size": int,
     "weight": float,
     "streaming": bool,
@@ -62,14 +92,20 @@ _SETTINGS: Mapping[str, type] = {
 DatasetName = str | Path | DataArguments | Mapping[str, Any]
 
 
-def dataset_infos(dataset: DatasetName, *, converter: str | None = None) -> list[DatasetInfo]:
+def dataset_infos(
+    dataset: DatasetName,
+    *,
+    converter: str | None = None,
+    messages_column: str | None = None,
+    prompt_template: str | None = None,
+) -> list[DatasetInfo]:
     """The data sets that are meant.
 
     Args:
         dataset: a path or a hub id; the path of a YAML file (here, or on the hub as ``owner/name/file.yaml``) of
             names to settings; such a mapping itself; or arguments, whose training data come before those for
             evaluation.
-        converter: for those that name none.
+        converter, messages_column, prompt_template: one of them, for those that say nothing of what rows mean.
 
     Raises:
         InvalidParameter: one error that names everything that is wrong.
@@ -79,13 +115,18 @@ def dataset_infos(dataset: DatasetName, *, converter: str | None = None) -> list
         names = [name for name in (dataset.train_dataset, dataset.eval_dataset) if name]
         if not names:
             raise InvalidParameter("The arguments name no data set; give train_dataset or eval_dataset.")
-        return [info for name in names for info in dataset_infos(name, converter=converter or dataset.converter)]
-    infos = _infos(dataset)
-    if converter is not None:
-        infos = [replace(info, converter=converter) if info.converter == AUTO else info for info in infos]
+        if (converter, messages_column, prompt_template) == (None, None, None):
+            converter, messages_column = dataset.converter, dataset.messages_column
+            prompt_template = dataset.prompt_template and template_text(dataset.prompt_template)
+        ways = {"converter": converter, "messages_column": messages_column, "prompt_template": prompt_template}
+        return [info for name in names for info in dataset_infos(name, **ways)]
+    default = {"converter": converter, "messages_column": messages_column, "prompt_template": prompt_template}
+    given: dict[str, Any] = {name: value for name, value in default.items() if value is not None}
+    if len(given) > 1:
+        raise InvalidParameter(f"Give just one of {' and '.join(given)}: each says what rows mean.")
+    infos = [info if info.says_what_rows_mean else replace(info, **given) for info in _infos(dataset)]
     for info in infos:
-        if info.converter != AUTO:
-            get_converter(info.converter)
+        info.make_converter()
     if len({info.streaming for info in infos}) > 1:
         raise InvalidParameter("Either all of the data sets are read as streams, or none; give streaming to all.")
     return infos
@@ -140,6 +181,9 @@ def _problems(name: Any, settings: Any) -> Iterator[str]:
         return
     if settings.get("path") is None:
         yield f"{name}: path is missing."
+    ways = [name for name in WAYS if settings.get(name) is not None]
+    if len(ways) > 1:
+        yield f"{name}: just one of {' and '.join(ways)} may be given, as each says what rows mean."
     for key, value in settings.items():
         kind = _SETTINGS.get(key)
         if kind is None:

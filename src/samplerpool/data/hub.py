@@ -74,7 +74,7 @@ def open_saved(path: Path, split: str | None) -> LibraryRecords:
     """A folder that ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk`` wrote.
 
     Args:
-        split: which one of a ``DatasetDict``; None for ``train``.
+        split: which one of a ``DatasetDict``; None for ``train``, or the only one.
 
     Raises:
         DataFileError: it is broken, has no such split, or ``datasets`` is not installed.
@@ -85,7 +85,7 @@ def open_saved(path: Path, split: str | None) -> LibraryRecords:
     except Exception as error:
         raise DataFileError(f"The data set in {path} cannot be read: {_reason(error)}", path=str(path)) from error
     if isinstance(dataset, dict):
-        wanted = split or "train"
+        wanted = split or (next(iter(dataset)) if len(dataset) == 1 else "train")
         if wanted not in dataset:
             raise DataFileError(
                 f"The data set in {path} has no split {wanted!r}; it has: {', '.join(dataset)}.", path=str(path)

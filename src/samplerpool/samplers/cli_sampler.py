@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from samplerpool.chat.session import chat_params, converse
 from samplerpool.config.parser import Arguments, describe_arguments, get_args
 from samplerpool.config.sampling import sampling_params
 from samplerpool.data.answers import RowResult, output_row
-from samplerpool.data.collection import DataCollection
 from samplerpool.data.json_text import to_json
+from samplerpool.data.rows import Row
+from samplerpool.data.selection import Selection
 from samplerpool.errors import FingerprintMismatch, InvalidParameter, OutputExists, SamplerPoolError, UsageError
 from samplerpool.samplers.sync_sampler import SyncSampler
 
@@ -113,20 +114,21 @@ def _answer_data(arguments: Arguments) -> int:
     params = sampling_params(arguments.sample.given()).given()
     samples = params.get("num_return_sequences", 1)
     with ExitStack() as stack:
-        data = stack.enter_context(DataCollection.open(arguments.data, note=_say))
+        selection = Selection.of(arguments.data)
+        data = stack.enter_context(selection.open(arguments.data, note=_say))
         output = stack.enter_context(_output(arguments.data.output, samples)) if arguments.data.output else None
         sampler = stack.enter_context(_launch(arguments, default_workers="auto"))
         fetch_media = arguments.data.fetch_media
         if output is None:
-            summary = _print_answers(sampler, data, params, samples, fetch_media=fetch_media)
+            summary = _print_answers(sampler, selection.rows(data), params, samples, fetch_media=fetch_media)
         else:
             with _own_advice(output):
                 summary = run_durably(
                     sampler.connection,
-                    data.rows(),
+                    selection.rows(data),
                     output,
                     source=", ".join(map(str, data.paths)),
-                    converter=arguments.data.converter,
+                    selection=selection,
                     params=params,
                     fetch_media=fetch_media,
                 )
@@ -169,7 +171,7 @@ def _own_advice(output: BatchOutput) -> Iterator[None]:
 
 
 def _print_answers(
-    sampler: SyncSampler, data: DataCollection, params: dict[str, Any], samples: int, *, fetch_media: bool
+    sampler: SyncSampler, rows: Iterable[Row], params: dict[str, Any], samples: int, *, fetch_media: bool
 ) -> BatchSummary:
     order = InOrder(samples)
 
@@ -181,7 +183,7 @@ def _print_answers(
     try:
         return run_batch(
             sampler.connection,
-            data.rows(),
+            order.noting(rows),
             params=params,
             on_result=lambda result: show(order.take(result)),
             fetch_media=fetch_media,

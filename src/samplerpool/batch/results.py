@@ -1,0 +1,152 @@
+"""What a run has answered, so far or at its end, read beside whoever writes it: without a lock, changing nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from samplerpool.batch.journal import read_records
+from samplerpool.batch.manifest import Manifest
+from samplerpool.batch.output import JOURNAL_SUFFIX, MANIFEST_SUFFIX, SPOOL_SUFFIX
+from samplerpool.data.arrow import ParquetFile
+from samplerpool.data.json_text import from_json
+from samplerpool.data.jsonl import JsonLines
+from samplerpool.data.records import Records
+from samplerpool.errors import BadRow, BatchError
+
+
+class RunFiles:
+    """The files of a run, by its output's name.
+
+    Args:
+        path: as it was given as ``--output``; a symbolic link is followed.
+
+    ``path``, ``journal`` and ``spool`` are where they would be, whether they are there or not.
+
+    Raises:
+        BatchError: no run has left anything there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(os.path.realpath(path))
+        self.journal, self._manifest, self.spool = (
+            self.path.with_name(self.path.name + suffix) for suffix in (JOURNAL_SUFFIX, MANIFEST_SUFFIX, SPOOL_SUFFIX)
+        )
+        if not self._manifest.exists():
+            there = f"{self.path} is there, but not" if self.path.exists() else "There is no"
+            raise BatchError(
+                f"{there} {self._manifest}, in which a batch says what run its output is of. Name the file as it was "
+                "named to --output.",
+                path=str(self._manifest),
+            )
+        self.manifest = Manifest.read(self._manifest)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the output is there, and this run's."""
+        return bool(self.manifest.outputs) and self.path.exists()
+
+
+class Results(Protocol):
+    """Output rows, by number. They are as they stand there, and need not be whole."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        """One output row.
+
+        Raises:
+            BadRow, DataFileError: it cannot be read.
+        """
+
+    def input_hash(self, place: int) -> bytes | None:
+        """Of the input row that it was made of, where that is known."""
+
+
+class OutputFile:
+    """The rows of a finished output."""
+
+    def __init__(self, path: Path) -> None:
+        self._records: Records = (ParquetFile if path.suffix.lower() == ".parquet" else JsonLines)(path)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        record = self._records[place]
+        if record.error is not None:
+            raise record.error
+        return record.columns
+
+    def input_hash(self, place: int) -> bytes | None:
+        """Not in the output."""
+        return None
+
+
+class JournalRows:
+    """The rows of a journal, of each the latest, ordered by (row, sample), as far as it has been written now."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        places: dict[tuple[int, int], tuple[int, int, bytes]] = {}
+        with open(path, "rb") as file:
+            for record in read_records(file, path):
+                places[record.row, record.sample] = record.offset, len(record.line), record.hashed
+        self._places = [places[key] for key in sorted(places)]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        offset, length, _ = self._places[place]
+        with open(self._path, "rb", buffering=0) as file:
+            return output_columns(os.pread(file.fileno(), length, offset))
+
+    def input_hash(self, place: int) -> bytes | None:
+        """As the record has it."""
+        return self._places[place][2]
+
+
+def output_columns(line: bytes) -> dict[str, Any]:
+    """An output row out of its line.
+
+    Raises:
+        BadRow: it is none.
+    """
+    try:
+        columns = from_json(line)
+    except ValueError as error:
+        raise BadRow(f"An output row is not valid JSON: {error}.") from error
+    if not isinstance(columns, dict):
+        raise BadRow("An output row is no JSON object.")
+    return columns
+
+
+def generation_of(columns: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How an output row says that it was answered.
+
+    Raises:
+        BadRow: it does not say which row it is.
+    """
+    generation = columns.get("generation")
+    if not isinstance(generation, Mapping) or not isinstance(generation.get("index"), int):
+        raise BadRow('An output row has no "generation" with the row\'s "index".')
+    return generation
+
+
+def open_results(files: RunFiles) -> Results:
+    """The finished output's rows; before there is one, the journal's.
+
+    Raises:
+        BatchError, DataFileError: there are none, or they cannot be read.
+    """
+    if files.finished:
+        return OutputFile(files.path)
+    try:
+        return JournalRows(files.journal)
+    except FileNotFoundError as error:
+        raise BatchError(f"There is neither {files.path} nor {files.journal}: nothing has been answered.") from error
+    except OSError as error:
+        raise BatchError(f"{files.journal} cannot be read: {error.strerror}.", path=str(files.journal)) from error

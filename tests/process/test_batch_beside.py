@@ -1,0 +1,53 @@
+"""The commands that look at a batch from beside it, over real processes with the scripted engine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from samplerpool import SyncSampler
+from tests.process.conftest import DEADLINE_S
+from tests.process.test_batch_runs import Batch, connect, write_rows
+
+
+def beside(command: str, output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """``samplerpool batch COMMAND OUTPUT``, as typed."""
+    words = [sys.executable, "-m", "samplerpool", "batch", command, str(output), *arguments]
+    return subprocess.run(words, capture_output=True, text=True, timeout=DEADLINE_S)
+
+
+def test_verify_compares_answers_and_refuses_another_model(tmp_path: Path, sampler: SyncSampler) -> None:
+    write_rows(tmp_path / "in.jsonl", [f"[[random:6]] {i}" for i in range(30)])
+    pool, output = connect(sampler), tmp_path / "out.jsonl"
+    assert Batch(tmp_path, *pool, "--temperature", "0.8", "--n", "2").ends() == 0
+    check = beside("verify", output, "--rows", "12", *pool)
+    assert check.returncode == 0, check.stderr
+    lines = check.stdout.splitlines()
+    assert len(lines) == 13
+    assert all(line.startswith("row ") and line.endswith(": equal") for line in lines[:-1])
+    assert lines[-1] == "12 of 60 answers compared: 12 equal"
+
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    rows[7]["generation"]["text"] += "!"
+    output.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    check = beside("verify", output, "--rows", "60", *pool)
+    assert check.returncode == 3, check.stderr
+    assert "row 3, sample 1: differs (character 6): was '!', is the end" in check.stdout
+    assert "cannot be told: UnsupportedParameter" in check.stdout  # this engine cannot be asked for near-ties
+    assert check.stdout.endswith("60 of 60 answers compared: 59 equal, 1 differs\n")
+
+    (tmp_path / "in.jsonl").rename(tmp_path / "moved.jsonl")
+    check = beside("verify", output, *pool)
+    assert check.returncode == 2
+    assert "in.jsonl" in check.stderr
+    moved = ("--input", str(tmp_path / "moved.jsonl"), *pool, "--rows", "60")
+    assert beside("verify", output, *moved).returncode == 3
+    manifest = tmp_path / "out.jsonl.run.json"
+    noted = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**noted, "model": {**noted["model"], "name": "other"}}))
+    check = beside("verify", output, *moved)
+    assert check.returncode == 1
+    assert 'This pool would not answer as the run\'s did. model.name: was "other", is ' in check.stderr
+    assert beside("verify", output, *moved, "--accept-changes").returncode == 3
