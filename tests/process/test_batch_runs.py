@@ -398,7 +398,8 @@ def test_standard_input_is_kept_so_that_the_run_can_go_on_without_it(tmp_path: P
         batch = Batch(tmp_path, *connect(sampler), "--resume", source="-", stdin=subprocess.DEVNULL)
         assert batch.ends() == 0, batch.stderr
     assert [row["id"] for row in batch.rows()] == [f"r{i}" for i in range(22)]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl", "out.jsonl.run.json"]
+    left = ["in.jsonl", "out.jsonl", "out.jsonl.progress.json", "out.jsonl.run.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
 
 
 def test_errors_can_be_tried_again(tmp_path: Path) -> None:
@@ -420,4 +421,5 @@ def test_errors_can_be_tried_again(tmp_path: Path) -> None:
     after = again.rows()
     assert [row["generation"]["text"] for row in after] == ["0", "1", "2", "3", "4"]
     assert [*after[:2], *after[3:]] == [*before[:2], *before[3:]]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl", "out.jsonl.run.json"]
+    left = ["in.jsonl", "out.jsonl", "out.jsonl.progress.json", "out.jsonl.run.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == left

@@ -1,5 +1,7 @@
 """Output rows, and the figures of a run."""
 
+import pytest
+
 from samplerpool.batch.tally import Tally, WorkerTally
 from samplerpool.data.answers import Answer, RowResult, output_row
 from samplerpool.data.rows import Row, row_from
@@ -79,7 +81,8 @@ def test_figures_of_a_run():
     progress = tally.progress(110.0, [(0, 2), (1, 0)], frozenset({0}))
     assert (progress.done, progress.total, progress.errors) == (4, 4, 1)
     assert (progress.completion_tokens, progress.tokens_per_s, progress.left_s) == (15, 1.5, 0.0)
-    assert progress.workers == (WorkerTally(0, 2, 10, 2, True), WorkerTally(1, 1, 5, 0, False))
+    assert progress.workers == (WorkerTally(0, 2, 10, 2, True, utilisation=1.0), WorkerTally(1, 1, 5, 0, False))
+    assert (progress.prompt_tokens, progress.prompt_tokens_per_s) == (9, 0.9)
     summary = tally.summary(110.0, 42, complete=True)
     assert (summary.rows, summary.errors, summary.error_rows) == (2, {"BadRow": 1}, 1)
     assert (summary.prompt_tokens, summary.tokens_per_s, summary.run_seed) == (9, 1.5, 42)
@@ -102,3 +105,36 @@ def test_rows_of_an_earlier_run_are_done_but_tell_nothing_of_the_time_left():
         tally.answer(0, answered("q").answer)
     progress = tally.progress(8.0, [], frozenset())
     assert (progress.done, progress.left_s) == (6, 16.0)
+
+
+def test_rates_and_the_time_left_follow_the_last_minute():
+    tally = Tally(0.0, total=1000)
+    tally.worker_up(0, 4, another=False)
+    for second in range(1, 301):  # a row of two tokens a second, then one every ten
+        if second <= 200 or second % 10 == 0:
+            tally.answer(0, answered("q", tokens=2).answer)
+        progress = tally.progress(float(second), [(0, 1)], frozenset({0}))
+        if second == 200:
+            assert (progress.tokens_per_s, progress.left_s) == (2.0, 800.0)
+    assert progress.tokens_per_s == pytest.approx(0.2, abs=0.04)
+    assert progress.left_s == pytest.approx(790 / 0.1, rel=0.2)
+    for second in range(301, 401):
+        progress = tally.progress(float(second), [(0, 1)], frozenset({0}))
+    assert (progress.tokens_per_s, progress.left_s) == (0.0, None)
+
+
+def test_how_full_a_worker_is_and_what_becomes_of_it():
+    tally = Tally(0.0)
+    tally.worker_up(3, 8, another=False)
+    for tenth in range(1000):
+        (worker,) = tally.progress(tenth / 10, [(3, 6 if tenth % 2 else 2)], frozenset({3})).workers
+    assert (worker.state, round(worker.utilisation, 1), worker.restarts) == ("busy", 0.5, 0)
+    (worker,) = tally.progress(100.0, [(3, 20)], frozenset({3})).workers
+    assert worker.utilisation < 1.0
+    assert tally.progress(200.0, [(3, 20)], frozenset({3})).workers[0].utilisation == pytest.approx(1.0, abs=1e-3)
+    (worker,) = tally.progress(201.0, [(3, 0)], frozenset(), frozenset({3})).workers
+    assert worker.state == "coming"
+    tally.worker_up(3, 8, another=True)
+    progress = tally.progress(202.0, [(3, 0)], frozenset({3}))
+    assert (progress.workers[0].state, progress.restarts) == ("idle", 1)
+    assert tally.progress(203.0, [(3, 0)], frozenset()).workers[0].state == "gone"

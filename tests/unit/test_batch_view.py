@@ -2,12 +2,13 @@
 
 import dataclasses
 import io
+import re
 
 from samplerpool.batch.tally import BatchSummary, Progress, WorkerTally
 from samplerpool.cli.batch_view import LiveView, PlainView, duration, plain_line, summary_lines
 
-WORKERS = (WorkerTally(0, 60, 1200, 4, True), WorkerTally(1, 59, 1180, 0, False))
-PROGRESS = Progress(120, 1500, 1, 2380, 238.0, 10.0, 115.0, WORKERS)
+WORKERS = (WorkerTally(0, 60, 1200, 4, True, utilisation=0.974), WorkerTally(1, 59, 1180, 0, False, restarts=2))
+PROGRESS = Progress(120, 1500, 1, 2380, 238.0, 10.0, 115.0, WORKERS, 0, 0, 9000, 901.2)
 
 
 class Terminal(io.StringIO):
@@ -17,15 +18,14 @@ class Terminal(io.StringIO):
 
 def test_the_plain_line_has_all_figures():
     assert plain_line(PROGRESS) == (
-        "120/1,500 rows, 1 with errors, 2,380 tokens, 238 tokens/s, 10 s so far, about 1 min 55 s left"
-        " | worker 0: 60 rows, 1,200 tokens | worker 1: 59 rows, 1,180 tokens (down)"
+        "120/1,500 rows, 2,380 tokens, out 238 tokens/s, in 901 tokens/s, 10 s so far, about 1 min 55 s left, "
+        "1 error row, 2 restarts"
+        " | worker 0: 60 rows, 1,200 tokens, 97% full | worker 1: 59 rows, 1,180 tokens (down), 0% full"
     )
-    mortal = dataclasses.replace(PROGRESS, deaths=2, suspects=7)
-    assert plain_line(mortal).split(" | ")[0] == (
-        plain_line(PROGRESS).split(" | ")[0] + ", 2 worker deaths (7 rows are suspected)"
-    )
+    mortal = dataclasses.replace(PROGRESS, errors=0, deaths=2, suspects=7)
+    assert "left, 2 worker deaths (7 rows are suspected), 2 restarts" in plain_line(mortal)
     unknown = Progress(7, None, 0, 9, 3.0, 3.0, None, ())
-    assert plain_line(unknown) == "7 rows, 9 tokens, 3 tokens/s, 3.0 s so far"
+    assert plain_line(unknown) == "7 rows, 9 tokens, out 3 tokens/s, in 0 tokens/s, 3.0 s so far"
 
 
 def test_plain_lines_come_every_few_seconds():
@@ -43,14 +43,21 @@ def test_the_live_view_fits_a_narrow_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     stream = Terminal()
     with LiveView(stream) as view:
-        view.update(dataclasses.replace(PROGRESS, deaths=1, suspects=12))
+        coming = dataclasses.replace(WORKERS[1], coming=True, index=10)
+        view.update(dataclasses.replace(PROGRESS, deaths=1, suspects=12, workers=(*WORKERS, coming)))
         view.say("[bold]said[/bold]")
-    shown = stream.getvalue()
-    assert "120/1,500 rows, 238 tokens/s, 1 errors, 1 min 55 s left" in shown
-    assert "1 worker death (12 rows are suspected)" in shown
-    assert "[bold]said[/bold]" in shown
-    assert "worker 0" in shown
-    assert "down" in shown
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue()).splitlines()
+    assert any(line.endswith(" 120/1,500 rows, 8%, about 1 min 55 s left") for line in shown)
+    assert "  out 238 tokens/s, in 901 tokens/s; 2,380 tokens in 10 s" in shown
+    assert "  1 error row, 1 worker death (12 rows are suspected), 4 restarts" in shown
+    workers = [line.split() for line in shown if line.startswith("  worker")]
+    assert workers[-3:] == [
+        ["worker", "0", "60", "rows", "1,200", "tokens", "97%", "full", "4", "running"],
+        ["worker", "1", "59", "rows", "1,180", "tokens", "0%", "full", "down", "2", "restarts"],
+        ["worker", "10", "59", "rows", "1,180", "tokens", "0%", "full", "coming", "back", "2", "restarts"],
+    ]
+    assert any("[bold]said[/bold]" in line for line in shown)
+    assert max(map(len, shown)) <= 80
 
 
 def test_durations():

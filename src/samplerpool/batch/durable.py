@@ -9,6 +9,7 @@ from typing import Any
 
 from samplerpool.batch.manifest import Manifest
 from samplerpool.batch.output import BatchOutput
+from samplerpool.batch.progress_file import ProgressFile
 from samplerpool.batch.runner import StopSwitch, run_batch
 from samplerpool.batch.tally import BatchSummary, Progress
 from samplerpool.client.connection import PoolConnection
@@ -34,11 +35,14 @@ def run_durably(
     accept_changes: bool = False,
     on_result: Callable[[RowResult], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
     stop: StopSwitch | None = None,
     total: int | None = None,
     fetch_media: bool = False,
 ) -> BatchSummary:
     """Answer the rows that the output does not have yet; if all are there then, put the output together.
+
+    How far it is, stands in a file beside the output (``batch.progress_file``).
 
     Args:
         rows: all that are meant, in their order, also those that an earlier run has answered.
@@ -47,6 +51,7 @@ def run_durably(
         params: sampling parameters, ``seed`` and ``num_return_sequences`` among them.
         accept_changes: go on although something has changed since the run began.
         on_result: called for each result before it is written; what it raises ends the run.
+        on_note: gets a sentence about what the run does without.
         fetch_media: as for ``run_batch``, and ``on_progress``, ``stop`` and ``total`` likewise.
 
     Returns:
@@ -81,30 +86,37 @@ def run_durably(
             on_result(result)
         output.write(result)
 
+    shown = ProgressFile(output.path, on_note)
+    switch = stop or StopSwitch()
+
     def progressed(progress: Progress) -> None:
         output.keep_safe()
+        shown.state = "stopping" if switch.pressed else "running"
+        shown.update(progress)
         if on_progress is not None:
             on_progress(progress)
 
-    summary = run_batch(
-        connection,
-        output.missing(rows, whole=selection.limit is None),
-        params=given,
-        run_seed=manifest.run_seed,
-        on_result=write,
-        on_progress=progressed,
-        stop=stop,
-        total=total,
-        before=output.finished.count,
-        fetch_media=fetch_media,
-    )
-    if output.unanswered:
-        raise BatchError(
-            f"{output.unanswered} rows got no answer for no fault of their own (workers that were lost or full), and "
-            "are not finished; give --resume to try them again."
+    with shown:
+        summary = run_batch(
+            connection,
+            output.missing(rows, whole=selection.limit is None),
+            params=given,
+            run_seed=manifest.run_seed,
+            on_result=write,
+            on_progress=progressed,
+            stop=switch,
+            total=total,
+            before=output.finished.count,
+            fetch_media=fetch_media,
         )
-    if summary.complete:
-        output.assemble()
+        if output.unanswered:
+            raise BatchError(
+                f"{output.unanswered} rows got no answer for no fault of their own (workers that were lost or full), "
+                "and are not finished; give --resume to try them again."
+            )
+        if summary.complete:
+            output.assemble()
+        shown.state = "complete" if summary.complete else "interrupted"
     return summary
 
 

@@ -21,6 +21,7 @@ from typing import Any, Self
 
 from samplerpool.batch.journal import FLUSH_BYTES, Finished, Journal, Outcome, row_hash
 from samplerpool.batch.manifest import Manifest, sync_folder
+from samplerpool.batch.progress_file import progress_path
 from samplerpool.data.answers import RowResult, output_row
 from samplerpool.data.json_text import to_json
 from samplerpool.data.rows import Row
@@ -335,7 +336,7 @@ class BatchOutput:
         finally:
             journal.close()
             if not self.complete and not journal.finished.count:
-                for path in (self.journal_path, self._manifest_path, self.spool_path):
+                for path in (self.journal_path, self._manifest_path, self.spool_path, progress_path(self.path)):
                     path.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:

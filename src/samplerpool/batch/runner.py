@@ -28,7 +28,7 @@ from samplerpool.batch.events import (
     WorkerUp,
 )
 from samplerpool.batch.state import BatchState
-from samplerpool.batch.tally import BatchSummary, Progress, Tally, WorkerTally
+from samplerpool.batch.tally import BatchSummary, Progress, Tally
 from samplerpool.client.connection import Call, PoolConnection, WorkerView
 from samplerpool.config.sampling import sampling_params
 from samplerpool.data.answers import Answer, RowResult, output_row
@@ -264,9 +264,11 @@ class _Run:
         up, coming = self._state.workers, self._state.coming
         for view in views:
             if view.up and (view.index not in up or self._incarnations[view.index] != view.incarnation):
+                before = self._incarnations.get(view.index, view.incarnation)
                 self._incarnations[view.index] = view.incarnation
-                self._tally.workers.setdefault(view.index, WorkerTally(view.index))
-                events.append(WorkerUp(view.index, self._max_batch(view.index)))
+                max_batch = self._max_batch(view.index)
+                self._tally.worker_up(view.index, max_batch, another=before != view.incarnation)
+                events.append(WorkerUp(view.index, max_batch))
             elif not view.up and (view.index in up or (view.index in coming) != view.coming):
                 events.append(WorkerDown(view.index, view.coming))
         events += [WorkerDown(index) for index in sorted((up | coming) - {view.index for view in views})]
@@ -328,6 +330,7 @@ class _Run:
     def _report(self) -> None:
         self._tally.deaths, self._tally.suspects = self._state.deaths, self._state.suspects
         if self._on_progress is not None:
+            state = self._state
             self._on_progress(
-                self._tally.progress(time.monotonic(), self._state.outstanding.items(), self._state.workers)
+                self._tally.progress(time.monotonic(), state.outstanding.items(), state.workers, state.coming)
             )

@@ -94,6 +94,7 @@ def run(job: Job, data: DataCollection, output: BatchOutput, connection: PoolCon
             accept_changes=job.accept_changes,
             on_result=on_result,
             on_progress=progress.update,
+            on_note=view.say,
             stop=stop,
             total=job.selection.count(data),
             fetch_media=job.fetch_media,

@@ -8,7 +8,8 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
-from samplerpool.batch.tally import BatchSummary, Progress
+from samplerpool.batch.tally import BatchSummary, Progress, WorkerTally
+from samplerpool.cli.output import plural
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -106,24 +107,33 @@ def _drawing(progress: Progress) -> RenderableType:
     head = Table.grid(padding=(0, 1))
     bar = ProgressBar(total=progress.total, completed=progress.done, width=24, pulse=progress.total is None)
     head.add_row(bar, Text(_live_line(progress), no_wrap=True))
+    rates = f"  out {_rate(progress.tokens_per_s)}, in {_rate(progress.prompt_tokens_per_s)}"
+    rates += f"; {progress.completion_tokens:,} tokens in {duration(progress.elapsed_s)}"
     workers = Table.grid(padding=(0, 2))
     for worker in progress.workers:
-        state = f"{worker.running} running" if worker.up else "down"
-        style = "" if worker.up else "red"
+        style = _STYLES.get(worker.state, "")
+        state = f"{worker.running} running" if worker.up else _NAMES[worker.state]
+        figures = (f"{worker.rows:,} rows", f"{worker.tokens:,} tokens", f"{worker.utilisation:.0%} full", state)
         workers.add_row(
             Text(f"  worker {worker.index}", style),
-            *(Text(t, style, justify="right") for t in (f"{worker.rows:,} rows", f"{worker.tokens:,} tokens", state)),
+            *(Text(text, style, justify="right", no_wrap=True) for text in figures),
+            Text(_restarts(worker.restarts) if worker.restarts else "", no_wrap=True),
         )
-    trouble = [Text(f"  {_trouble(progress)}", "red", no_wrap=True)] if progress.deaths else []
-    return Group(head, workers, *trouble)
+    trouble = [Text(f"  {text}", "red", no_wrap=True)] if (text := _trouble(progress)) else []
+    return Group(head, Text(rates, no_wrap=True), *trouble, workers)
+
+
+_NAMES = {"coming": "coming back", "gone": "down"}
+_STYLES = {"coming": "yellow", "gone": "red"}
 
 
 def _live_line(progress: Progress) -> str:
     """What fits beside the bar on a narrow terminal."""
-    parts = [_rows(progress), f"{progress.tokens_per_s:,.0f} tokens/s"]
-    if progress.errors:
-        parts.append(f"{progress.errors:,} errors")
-    parts.append(duration(progress.elapsed_s) if progress.left_s is None else f"{duration(progress.left_s)} left")
+    parts = [_rows(progress)]
+    if progress.total:
+        parts.append(f"{100 * progress.done // progress.total}%")
+    if progress.left_s is not None:
+        parts.append(f"about {duration(progress.left_s)} left")
     return ", ".join(parts)
 
 
@@ -132,22 +142,35 @@ def plain_line(progress: Progress) -> str:
     parts = [
         _rows(progress),
         f"{progress.completion_tokens:,} tokens",
-        f"{progress.tokens_per_s:,.0f} tokens/s",
+        f"out {_rate(progress.tokens_per_s)}",
+        f"in {_rate(progress.prompt_tokens_per_s)}",
         f"{duration(progress.elapsed_s)} so far",
     ]
-    if progress.errors:
-        parts.insert(1, f"{progress.errors:,} with errors")
     if progress.left_s is not None:
         parts.append(f"about {duration(progress.left_s)} left")
-    if progress.deaths:
-        parts.append(_trouble(progress))
-    workers = (_worker(w.index, w.rows, w.tokens, w.up) for w in progress.workers)
+    if trouble := _trouble(progress):
+        parts.append(trouble)
+    workers = (_worker(w) + f", {w.utilisation:.0%} full" for w in progress.workers)
     return " | ".join([", ".join(parts), *workers])
 
 
 def _trouble(progress: Progress) -> str:
-    suspects = f" ({progress.suspects:,} rows are suspected)" if progress.suspects else ""
-    return _deaths(progress.deaths) + suspects
+    """Errors, deaths and restarts, where there are any."""
+    parts = [plural(progress.errors, "error row")] if progress.errors else []
+    if progress.deaths:
+        suspects = f" ({progress.suspects:,} rows are suspected)" if progress.suspects else ""
+        parts.append(_deaths(progress.deaths) + suspects)
+    if progress.restarts:
+        parts.append(_restarts(progress.restarts))
+    return ", ".join(parts)
+
+
+def _rate(tokens_per_s: float) -> str:
+    return f"{tokens_per_s:,.0f} tokens/s"
+
+
+def _restarts(count: int) -> str:
+    return plural(count, "restart")
 
 
 def _deaths(count: int) -> str:
@@ -158,8 +181,9 @@ def _rows(progress: Progress) -> str:
     return f"{progress.done:,} rows" if progress.total is None else f"{progress.done:,}/{progress.total:,} rows"
 
 
-def _worker(index: int, rows: int, tokens: int, up: bool) -> str:
-    return f"worker {index}: {rows:,} rows, {tokens:,} tokens" + ("" if up else " (down)")
+def _worker(worker: WorkerTally) -> str:
+    down = "" if worker.up else f" ({_NAMES[worker.state]})"
+    return f"worker {worker.index}: {worker.rows:,} rows, {worker.tokens:,} tokens{down}"
 
 
 def duration(seconds: float) -> str:
@@ -183,7 +207,7 @@ def summary_lines(summary: BatchSummary) -> list[str]:
         f"{summary.prompt_tokens:,} prompt tokens, {summary.completion_tokens:,} completion tokens, "
         f"{summary.tokens_per_s:,.0f} tokens/s"
     )
-    lines += [_worker(w.index, w.rows, w.tokens, w.up) for w in summary.workers]
+    lines += [_worker(worker) for worker in summary.workers]
     if summary.deaths:
         lines.append(f"{_deaths(summary.deaths)}; what was being answered there was run again")
     lines.append(f"run seed {summary.run_seed} (--seed {summary.run_seed} draws the same again)")
