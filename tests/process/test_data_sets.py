@@ -110,7 +110,7 @@ def test_the_command_reads_tables_and_several_sets(sampler: SyncSampler, tmp_pat
     )
 
     source = str(tmp_path / "rows.csv")
-    run = batch(sampler, source, "--output", source, "--overwrite")
+    run = batch(sampler, source, "--output", source, "--overwrite", "--output-format", "jsonl")
     assert (run.returncode, "are the same file" in run.stderr) == (2, True)
     run = batch(sampler, source, "--converter", "alpacca", "--output", str(tmp_path / "none.jsonl"))
     assert (run.returncode, "Did you mean 'alpaca'" in run.stderr) == (2, True)

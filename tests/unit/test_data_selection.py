@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections import Counter
 from pathlib import Path
@@ -186,6 +187,10 @@ def test_shuffled_rows_keep_their_numbers_and_a_limit_takes_some_of_them(path: P
 def test_a_stream_is_not_shuffled(tmp_path: Path, path: Path) -> None:
     with pytest.raises(DataFileError, match="leave shuffle_seed out"):
         rows({"a": {"path": str(path), "streaming": True}}, shuffle_seed=1)  # type: ignore[arg-type]
+    (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
+    assert len(rows(tmp_path / "in.jsonl.gz", messages_column="text")) == 12
+    with pytest.raises(DataFileError, match="Unpack it"):
+        rows(tmp_path / "in.jsonl.gz", shuffle_seed=1)
 
 
 def test_rows_are_found_again_by_their_numbers_and_what_a_manifest_has_of_them(path: Path) -> None:

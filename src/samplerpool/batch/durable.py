@@ -73,6 +73,7 @@ def run_durably(
             version=version("samplerpool"),
             run_seed=secrets.randbelow(2**32) if seed is None else seed,
             overwrite=overwrite,
+            output_format=output.format.name,
         ),
         accept_changes=accept_changes,
     )

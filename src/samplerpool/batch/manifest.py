@@ -29,13 +29,14 @@ class Manifest:
         input_bytes: of the input's files together; None where that is not known.
         converter: by name.
         system: turn that was put before conversations that have none.
-        limit: rows to be answered; None for all. This, ``converter``, ``system`` and the last four are a ``Selection``.
+        limit: rows to be answered; None for all. This, ``converter``, ``system`` and the next four are a ``Selection``.
         params: sampling parameters that were given, but for the seed.
         model: fingerprint of what the workers run (``fingerprint`` of their descriptions).
         version: of samplerpool.
         run_seed: from which each answer's seed is derived.
         overwrite: what stood in the output's place is to be replaced.
         outputs: hashes of the outputs that were put together; more than one where errors were tried again.
+        output_format: by name, see ``batch.formats``.
     """
 
     source: str
@@ -54,6 +55,7 @@ class Manifest:
     prompt_template: str | None = None
     select: str | None = None
     shuffle_seed: int | None = None
+    output_format: str = "jsonl"
 
     @property
     def samples(self) -> int:

@@ -17,8 +17,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self, cast
 
+from samplerpool.batch.formats import Hashed, OutputFormat
 from samplerpool.batch.journal import FLUSH_BYTES, Finished, Journal, Outcome, row_hash
 from samplerpool.batch.manifest import Manifest, sync_folder
 from samplerpool.batch.progress_file import progress_path
@@ -45,18 +46,28 @@ class BatchOutput:
         resume: go on with what an earlier run left, if it left anything.
         overwrite: forget that, and replace what stands at ``path``.
         retry_errors: like ``resume``, and error rows count as not answered.
+        output_format: None: by the file's name.
 
     ``finished`` are the rows that are there; ``complete`` says that ``path`` is. ``spool_path`` is for an input that
     can be read only once; it goes when the journal goes.
 
     Raises:
         OutputExists: the output, or what an earlier run left of it, is there already, or is being written.
+        UsageError: its name means a format that is not written, or a library for it is missing.
         BatchError: it cannot be written there; the manifest cannot be read.
     """
 
     def __init__(
-        self, path: Path, samples: int = 1, *, resume: bool = False, overwrite: bool = False, retry_errors: bool = False
+        self,
+        path: Path,
+        samples: int = 1,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        retry_errors: bool = False,
+        output_format: OutputFormat | None = None,
     ) -> None:
+        self.format = output_format or OutputFormat.of(path)
         self.path = Path(os.path.realpath(path))
         self.journal_path, self._manifest_path, self.partial, self.spool_path = (
             self.path.with_name(self.path.name + suffix)
@@ -174,7 +185,7 @@ class BatchOutput:
             FingerprintMismatch: it is another run, and what is different.
         """
         assert self.manifest is not None, "only a complete output has a manifest before it begins"
-        now = replace(self.manifest, **settings)
+        now = replace(self.manifest, **settings, output_format=self.format.name)
         self._check_same(now, "choose another --output, or give --overwrite to begin anew; this one is complete")
 
     def _check_same(self, now: Manifest, otherwise: str) -> None:
@@ -253,14 +264,13 @@ class BatchOutput:
             OutputExists: somebody else made the output meanwhile.
             BatchError: it cannot be written; the journal stays.
         """
+        assert self.manifest is not None, "begin comes first"
         self._journal.sync()
         self._check_room()
         digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
         try:
             with open(self.partial, "wb", buffering=FLUSH_BYTES) as file:
-                for line in self._journal.lines():
-                    digest.update(line)
-                    file.write(line)
+                self.format.write(self._journal.lines, cast(BinaryIO, Hashed(file, digest)), self.manifest)
                 file.flush()
                 os.fsync(file.fileno())
             self._note_output(digest.hexdigest())
@@ -279,14 +289,15 @@ class BatchOutput:
 
     def _note_output(self, digest: str) -> None:
         """Note what the output will be, so that it is known as this run's own if it has to be replaced."""
-        assert self.manifest is not None, "begin comes first"
+        assert self.manifest is not None
         outputs = (*(known for known in self.manifest.outputs if known != digest), digest)
         self.manifest = replace(self.manifest, outputs=outputs)
         self.manifest.write(self._manifest_path)
 
     def _check_room(self) -> None:
         system = os.statvfs(self.path.parent)
-        room, needed = system.f_bavail * system.f_frsize, self.finished.text_bytes
+        room = system.f_bavail * system.f_frsize
+        needed = self.format.most_bytes(self.finished.text_bytes, self.finished.count)
         if room < needed:
             raise BatchError(
                 f"All rows are answered, but there is no room to put {self.path} together: it takes {needed:,} bytes "

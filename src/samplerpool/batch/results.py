@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from samplerpool.batch.output import JOURNAL_SUFFIX, MANIFEST_SUFFIX, SPOOL_SUFF
 from samplerpool.data.arrow import ParquetFile
 from samplerpool.data.json_text import from_json
 from samplerpool.data.jsonl import JsonLines
+from samplerpool.data.opening import Opening
 from samplerpool.data.records import Records
 from samplerpool.errors import BadRow, BatchError
 
@@ -66,10 +68,22 @@ class Results(Protocol):
 
 
 class OutputFile:
-    """The rows of a finished output."""
+    """The rows of a finished output. A compressed one is unpacked into a temporary file, as its rows are picked.
 
-    def __init__(self, path: Path) -> None:
-        self._records: Records = (ParquetFile if path.suffix.lower() == ".parquet" else JsonLines)(path)
+    Args:
+        output_format: as the manifest has it.
+    """
+
+    def __init__(self, path: Path, output_format: str) -> None:
+        form, _, compression = output_format.partition(".")
+        self._unpacked = None
+        if compression:
+            self._unpacked = tempfile.NamedTemporaryFile(prefix=f"{path.name}-")  # noqa: SIM115 - goes with the object
+            with Opening(path) as opening:
+                self._unpacked.writelines(opening.chunks())
+            self._unpacked.flush()
+            path = Path(self._unpacked.name)
+        self._records: Records = (ParquetFile if form == "parquet" else JsonLines)(path)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -143,7 +157,7 @@ def open_results(files: RunFiles) -> Results:
         BatchError, DataFileError: there are none, or they cannot be read.
     """
     if files.finished:
-        return OutputFile(files.path)
+        return OutputFile(files.path, files.manifest.output_format)
     try:
         return JournalRows(files.journal)
     except FileNotFoundError as error:

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
+from samplerpool.batch.formats import OutputFormat
 from samplerpool.batch.output import BatchOutput
-from samplerpool.cli.batch_options import selection_options
+from samplerpool.cli.batch_options import output_format_option, selection_options
 from samplerpool.cli.batch_pool import check_choice, connected
 from samplerpool.cli.batch_run import Job, conclude, open_data, run
 from samplerpool.cli.command import CommandWithOthers, complete_first
@@ -30,6 +31,7 @@ OTHERS: dict[str, str] = {
 @pool_option()
 @connect_option
 @click.option("--model", metavar="MODEL", help="Start a private pool with this model, stopped at the end.")
+@output_format_option
 @selection_options
 @click.option("--resume", is_flag=True, help="Go on with what an interrupted run left, if it left anything.")
 @click.option("--retry-errors", is_flag=True, help="Like --resume, and answer the rows again that carry errors.")
@@ -55,6 +57,7 @@ def command(
     pool: str | None,
     connect: Path | None,
     model: str | None,
+    output_format: str | None,
     selection: Selection,
     resume: bool,
     retry_errors: bool,
@@ -65,12 +68,12 @@ def command(
     sampling: dict[str, Any],
     **model_settings: Any,
 ) -> int:
-    """Answer every row of INPUT, and write the rows with their answers to --output as JSON Lines, in order.
+    """Answer every row of INPUT, and write the rows with their answers to --output, in order.
 
-    INPUT is a file (JSON Lines, JSON, CSV, TSV, Parquet, Arrow, text), a folder of them, a YAML file of several, a
-    data set of the hub, or - for standard input (JSON). A row has "messages" (a conversation) or "prompt" (a text), or
-    what --converter, --messages-column or --prompt-template make of it; its other columns are kept. A row that cannot
-    be answered gets its error instead.
+    INPUT is a file (JSON Lines, JSON, CSV, TSV, text, all of these also as .gz or .zst; Parquet, Arrow), a folder of
+    them, a YAML file of several, a data set of the hub, or - for standard input (JSON). A row has "messages" (a
+    conversation) or "prompt" (a text), or what --converter, --messages-column or --prompt-template make of it; its
+    other columns are kept. A row that cannot be answered gets its error instead.
 
     A row that is finished goes to FILE.journal; when all are, FILE is put together. Ctrl-C finishes the rows that are
     being answered and stops; pressed twice, it stops at once. Whatever ended it, --resume answers the rest.
@@ -82,7 +85,14 @@ def command(
     if (resume or retry_errors) and overwrite:
         raise UsageError("Give either --resume (or --retry-errors) or --overwrite: to go on, or to begin anew.")
     job = Job(source, selection, output, overwrite, accept_changes, on_error == "stop", fetch_media, sampling)
-    with BatchOutput(output, job.samples, resume=resume, overwrite=overwrite, retry_errors=retry_errors) as file:
+    with BatchOutput(
+        output,
+        job.samples,
+        resume=resume,
+        overwrite=overwrite,
+        retry_errors=retry_errors,
+        output_format=OutputFormat.of(output, output_format),
+    ) as file:
         if file.complete:
             if not accept_changes:
                 given = sampling_params(sampling).given()

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from samplerpool.batch.formats import FORMS
 from samplerpool.data.selection import Selection
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -42,6 +43,12 @@ _OPTIONS = (
         "--limit", type=click.IntRange(1), metavar="N", help="Answer only the first N of the rows that are meant."
     ),
 )
+output_format_option = click.option(
+    "--output-format",
+    type=click.Choice(FORMS),
+    help="Default: by the file's name: .parquet, else JSON Lines. Names that end in .gz or .zst are compressed.",
+)
+
 _NAMES = ("converter", "messages_column", "prompt_template", "system", "select", "shuffle_seed", "limit")
 
 

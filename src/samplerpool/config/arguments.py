@@ -72,7 +72,8 @@ class DataArguments:
         select: Jinja expression over the columns: answer only rows for which it is true.
         shuffle_seed: answer the rows in the order that this number gives.
         limit: answer only so many.
-        output: path of a new JSONL file for the answered rows; ``None`` means standard output.
+        output: path of a new file for the answered rows; ``None`` means standard output, as JSON lines.
+        output_format: of it; ``None``: by its name, see ``batch.formats``.
         fetch_media: get images, videos and sounds of the rows from ``http(s):`` URLs, too.
 
     Raises:
@@ -89,7 +90,8 @@ class DataArguments:
     )
     shuffle_seed: int | None = setting(None, "Answer the rows in the order that this number gives.", low=0)
     limit: int | None = setting(None, "Answer only so many rows.", low=1)
-    output: str | None = setting(None, "New JSONL file for the answered rows; default: standard output.")
+    output: str | None = setting(None, "New file for the answered rows; default: standard output, as JSON lines.")
+    output_format: str | None = setting(None, "Default: by the file's name.", choices=("jsonl", "parquet"))
     fetch_media: bool = setting(False, "Get images, videos and sounds of the rows from http(s) URLs, too.")
 
 

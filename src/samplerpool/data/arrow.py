@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import OrderedDict
@@ -11,7 +12,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from samplerpool.data.opening import Opening
+from samplerpool.data.parquet_out import LAYOUT_KEY
 from samplerpool.data.records import Record
+from samplerpool.data.table_rows import restored
 from samplerpool.errors import DataFileError
 
 ROWS_AT_ONCE = 1024
@@ -78,6 +81,10 @@ class BatchedFile(ABC):
     def count(self) -> int | None:
         return len(self)
 
+    @property
+    def can_pick(self) -> bool:
+        return True
+
     def close(self) -> None:
         self._table = None
         self._cache.clear()
@@ -125,15 +132,21 @@ class BatchedFile(ABC):
 
 
 class ParquetFile(BatchedFile):
-    """Its batches are row groups."""
+    """Its batches are row groups. Of a batch's output the rows are as they were before they became a table's."""
 
     kind = "Parquet"
+    _layout: dict[str, Any] | None = None
 
     def load(self, pyarrow: Any) -> tuple[Any, list[int]]:
         from pyarrow.parquet import ParquetFile as Reader
 
         file = Reader(self.path, memory_map=True)
+        layout = (file.schema_arrow.metadata or {}).get(LAYOUT_KEY)
+        self._layout = None if layout is None else json.loads(layout)
         return file, [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+
+    def _record(self, number: int, columns: dict[str, Any]) -> Record:
+        return super()._record(number, columns if self._layout is None else restored(columns, self._layout))
 
     def batch(self, table: Any, number: int) -> Any:
         # Without threads: a process that was forked, as a data loader's workers are, has none of pyarrow's.

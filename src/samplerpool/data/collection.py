@@ -102,6 +102,11 @@ class DataCollection:
         counts = [member.count() for member in self._members]
         return None if None in counts else sum(count or 0 for count in counts)
 
+    @property
+    def can_pick(self) -> bool:
+        """Whether rows can be had by number."""
+        return all(member.can_pick for member in self._members)
+
     def __iter__(self) -> Iterator[Sample]:
         """All samples.
 
@@ -206,6 +211,10 @@ class _Member:
         streamed = self._info.streaming or self._form == "training"
         rows = None if streamed else self._records.count()
         return None if rows is None else self._share.total(self._share.rows(rows))
+
+    @property
+    def can_pick(self) -> bool:
+        return self._records.can_pick and not self._info.streaming
 
     def close(self) -> None:
         self._records.close()

@@ -40,7 +40,11 @@ class LibraryRecords:
         return self._record(index + 1, self._dataset[index])
 
     def count(self) -> int | None:
-        return len(self) if hasattr(self._dataset, "__len__") else None
+        return len(self) if self.can_pick else None
+
+    @property
+    def can_pick(self) -> bool:
+        return hasattr(self._dataset, "__len__")
 
     def close(self) -> None:
         """Nothing is held that does not end with the object."""

@@ -1,4 +1,4 @@
-"""Data files opened as streams of bytes, with all that is wrong with a whole file said at once."""
+"""Data files opened as streams of bytes, decompressed, with all that is wrong with a whole file said at once."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from samplerpool.data.compression import compression_of, decompressed
 from samplerpool.errors import DataFileError
 
 START_BYTES = 1 << 16
@@ -29,6 +30,7 @@ class Opening:
     Attributes:
         start: blank lines and the beginning of the first line that is not blank, without a byte order mark.
         offset: of ``start`` in the file, in bytes.
+        is_file, is_compressed: whether it can be opened again; whether places in it mean something.
 
     Raises:
         DataFileError: it is missing, unreadable, empty, or in UTF-16.
@@ -38,6 +40,10 @@ class Opening:
         self.path = path
         self._file = _open(path)
         self.is_file = stat.S_ISREG(os.fstat(self._file.fileno()).st_mode)
+        compression = compression_of(path) if self.is_file else None
+        self.is_compressed = compression is not None
+        if compression is not None:
+            self._file = decompressed(self._file, path, compression)
         self.offset = 0
         try:
             self.start = self._read_start()

@@ -62,6 +62,10 @@ class Records(Protocol):
     def count(self) -> int | None:
         """``len``, or None where that is not known before all have been read."""
 
+    @property
+    def can_pick(self) -> bool:
+        """Whether they can be had by number."""
+
     def close(self) -> None:
         """Free what is held. Idempotent."""
 
@@ -96,9 +100,10 @@ class TextFile(ABC):
     def __init__(self, path: Path, opening: Opening | None = None) -> None:
         self.path = path
         self._name = path.name
+        self._count: int | None = None
         self._index: tuple[array[int], array[int]] | None = None
         self._pipe: Opening | None = opening or Opening(path)
-        self._is_file = self._pipe.is_file
+        self._is_file, self._is_compressed = self._pipe.is_file, self._pipe.is_compressed
         try:
             self.check(self._pipe.start)
         except BaseException:
@@ -126,6 +131,12 @@ class TextFile(ABC):
                 yield Piece(offset, number, line)
             offset += len(line)
 
+    def _pieces(self, opening: Opening) -> Iterator[Piece]:
+        try:
+            yield from self.pieces(opening)
+        except OSError as error:
+            raise unreadable(self.path, error) from error
+
     @abstractmethod
     def parse(self, content: Any) -> dict[str, Any]:
         """The columns of a piece's content, or of its bytes (with what lies between it and the next one).
@@ -140,16 +151,23 @@ class TextFile(ABC):
 
     def __iter__(self) -> Iterator[Record]:
         with self._reopen() as opening:
-            try:
-                for _, number, content in self.pieces(opening):
-                    yield self._record(number, content)
-            except OSError as error:
-                raise unreadable(self.path, error) from error
+            for _, number, content in self._pieces(opening):
+                yield self._record(number, content)
 
     def __len__(self) -> int:
-        return len(self._places()[0])
+        if not self._is_compressed:
+            return len(self._places()[0])
+        if self._count is None:
+            with self._reopen() as opening:
+                self._count = sum(1 for _ in self._pieces(opening))
+        return self._count
 
     def __getitem__(self, index: int) -> Record:
+        if self._is_compressed:
+            raise DataFileError(
+                f"{self.path} is compressed: its rows can be gone through, but not picked; unpack it.",
+                path=str(self.path),
+            )
         offsets, numbers = self._places()
         begin = offsets[index]
         length = offsets[index + 1] - begin if index + 1 < len(offsets) else -1
@@ -164,6 +182,10 @@ class TextFile(ABC):
 
     def count(self) -> int | None:
         return len(self) if self._is_file else None
+
+    @property
+    def can_pick(self) -> bool:
+        return self._is_file and not self._is_compressed
 
     def close(self) -> None:
         if self._pipe is not None:
@@ -187,7 +209,7 @@ class TextFile(ABC):
                 )
             offsets, numbers = array("Q"), array("I")
             with self._reopen() as opening:
-                for offset, number, _ in self.pieces(opening):
+                for offset, number, _ in self._pieces(opening):
                     offsets.append(offset)
                     numbers.append(number)
             self._index = offsets, numbers
@@ -227,6 +249,10 @@ class JoinedRecords:
     def count(self) -> int | None:
         counts = [part.count() for part in self._parts]
         return None if None in counts else sum(count or 0 for count in counts)
+
+    @property
+    def can_pick(self) -> bool:
+        return all(part.can_pick for part in self._parts)
 
     def close(self) -> None:
         for part in self._parts:

@@ -83,11 +83,11 @@ class Selection:
             prompt_template=self.prompt_template,
             note=note,
         )
-        if self.shuffle_seed is not None and data.count_rows() is None:
+        if self.shuffle_seed is not None and not data.can_pick:
             data.close()
             raise DataFileError(
-                "To shuffle, rows have to be picked by number, and this input can only be gone through (a stream of "
-                "the hub, a compressed file). Leave streaming out, unpack the file, or leave shuffle_seed out."
+                "To shuffle, rows have to be picked by number, and this input can only be gone through (a compressed "
+                "file, a stream). Unpack it, leave streaming out, or leave shuffle_seed out."
             )
         return data
 
@@ -109,7 +109,7 @@ class Selection:
         Raises:
             DataFileError: a file cannot be read on.
         """
-        total = data.count_rows()
+        total = data.count_rows() if data.can_pick else None
         rows = data.rows(None if total is None else (number for number in numbers if number < total))
         return rows if self.system is None else with_system(rows, self.system)
 

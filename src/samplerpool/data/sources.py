@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from samplerpool.data.arrow import ArrowFile, ParquetFile
+from samplerpool.data.compression import compression_of, inner_suffix
 from samplerpool.data.hub import open_hub, open_saved
 from samplerpool.data.json_list import JsonList
 from samplerpool.data.jsonl import JsonLines
@@ -16,6 +17,7 @@ from samplerpool.data.records import JoinedRecords, Records
 from samplerpool.errors import DataFileError
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".txt")
+COMPRESSED = (".gz", ".zst")
 SOURCES = ("local", "hf_hub")
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -48,16 +50,21 @@ def open_source(path: str, *, source: str | None = None, split: str | None = Non
 
 def is_hub_id(path: str) -> bool:
     """Whether this may name a data set of the hub: ``owner/name``, and not a file by its ending."""
-    return _HUB_ID.fullmatch(path) is not None and not path.lower().endswith(SUFFIXES)
+    return _HUB_ID.fullmatch(path) is not None and not path.lower().endswith((*SUFFIXES, *COMPRESSED))
 
 
 def open_file(path: Path) -> Records:
-    """The records of one file or pipe, by its name's ending; any other name means JSON, one object a line or a list.
+    """The records of one file or pipe, by its name's ending (before ``.gz`` or ``.zst``); any other name means JSON,
+    one object a line or a list.
 
     Raises:
         DataFileError
     """
-    suffix = path.suffix.lower()
+    suffix = inner_suffix(path)
+    if suffix in (".parquet", ".arrow", ".feather") and compression_of(path) is not None:
+        raise DataFileError(
+            f"{path} is compressed as a whole, which {suffix} files cannot be; unpack it.", path=str(path)
+        )
     if suffix == ".parquet":
         return ParquetFile(path)
     if suffix in (".arrow", ".feather"):
@@ -93,7 +100,7 @@ def _open_folder(folder: Path, split: str | None) -> Records:
 
 def _is_data(path: Path) -> bool:
     hidden = any(part.startswith((".", "_")) for part in path.parts)
-    return path.suffix.lower() in SUFFIXES and not hidden and path.name not in _ABOUT_THE_DATA
+    return inner_suffix(path) in SUFFIXES and not hidden and path.name not in _ABOUT_THE_DATA
 
 
 def _is_of_split(path: Path, split: str) -> bool:

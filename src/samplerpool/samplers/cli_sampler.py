@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from samplerpool.batch.durable import run_durably
+from samplerpool.batch.formats import OutputFormat
 from samplerpool.batch.order import InOrder
 from samplerpool.batch.output import JOURNAL_SUFFIX, BatchOutput
 from samplerpool.batch.runner import run_batch
 from samplerpool.batch.tally import BatchSummary
 from samplerpool.chat.console import discard_output
 from samplerpool.chat.session import chat_params, converse
+from samplerpool.config.arguments import DataArguments
 from samplerpool.config.parser import Arguments, describe_arguments, get_args
 from samplerpool.config.sampling import sampling_params
 from samplerpool.data.answers import RowResult, output_row
@@ -37,7 +39,7 @@ _USAGE = "python -m samplerpool.samplers.cli_sampler [CONFIG.yaml|CONFIG.json] [
 def run_chat(args: Mapping[str, Any] | Sequence[str] | None = None) -> None:
     """Chat with a model on a private worker; with a data set among the arguments, answer that instead.
 
-    The answered rows go to the new file ``output`` as JSON lines, or without it to standard output.
+    The answered rows go to the new file ``output``, or without it to standard output, as JSON lines.
 
     Args:
         args: names and values, or command line strings, or None for ``sys.argv``; see ``config.parser.get_args``.
@@ -116,7 +118,7 @@ def _answer_data(arguments: Arguments) -> int:
     with ExitStack() as stack:
         selection = Selection.of(arguments.data)
         data = stack.enter_context(selection.open(arguments.data, note=_say))
-        output = stack.enter_context(_output(arguments.data.output, samples)) if arguments.data.output else None
+        output = stack.enter_context(_output(arguments.data, samples)) if arguments.data.output else None
         sampler = stack.enter_context(_launch(arguments, default_workers="auto"))
         fetch_media = arguments.data.fetch_media
         if output is None:
@@ -139,14 +141,15 @@ def _answer_data(arguments: Arguments) -> int:
     return SOME_ROWS_FAILED if (output.finished.errors if output else summary.error_rows) else 0
 
 
-def _output(name: str, samples: int) -> BatchOutput:
+def _output(data: DataArguments, samples: int) -> BatchOutput:
     """The output, which goes on with what an interrupted run has left of it.
 
     Raises:
         OutputExists: no run was interrupted; a journal may be there nevertheless, as it stays with rows that failed.
     """
-    path = Path(name).expanduser()
-    output = BatchOutput(path, samples, resume=path.with_name(path.name + JOURNAL_SUFFIX).exists())
+    path = Path(data.output or "").expanduser()
+    begun = path.with_name(path.name + JOURNAL_SUFFIX).exists()
+    output = BatchOutput(path, samples, resume=begun, output_format=OutputFormat.of(path, data.output_format))
     if output.complete:
         left = f" and {output.journal_path.name}" if output.journal_path.exists() else ""
         raise OutputExists(
