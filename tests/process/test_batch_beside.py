@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from samplerpool import SyncSampler
-from tests.process.conftest import DEADLINE_S
+from tests.process.conftest import DEADLINE_S, eventually
 from tests.process.test_batch_runs import Batch, connect, write_rows
 
 
@@ -51,3 +51,33 @@ def test_verify_compares_answers_and_refuses_another_model(tmp_path: Path, sampl
     assert check.returncode == 1
     assert 'This pool would not answer as the run\'s did. model.name: was "other", is ' in check.stderr
     assert beside("verify", output, *moved, "--accept-changes").returncode == 3
+
+
+def test_tail_shows_answers_while_they_come_and_afterwards(tmp_path: Path, sampler: SyncSampler) -> None:
+    prompts = [f"[[say:answer {i}]]" if i < 5 else f"[[tokens:30]][[pace:0.05]] {i}" for i in range(40)]
+    write_rows(tmp_path / "in.jsonl", [*prompts, "[[fail]]"])
+    output = tmp_path / "out.jsonl"
+    assert "There is no " in beside("tail", output).stderr
+    batch = Batch(tmp_path, *connect(sampler))
+    eventually(batch.has_rows, "some rows are written")
+    words = [sys.executable, "-m", "samplerpool", "batch", "tail", str(output), "-f", "--json", "-n", "1000"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as following:
+        assert beside("tail", output, "--row", "39", "-f").stdout.startswith("--- row 39 · stop · ")
+        assert batch.ends() == 3, batch.stderr
+        shown, said = following.communicate(timeout=DEADLINE_S)
+    rows = [json.loads(line) for line in shown.splitlines()]
+    assert sorted(row["generation"]["index"] for row in rows) == list(range(41))
+    assert sorted(shown.splitlines()) == sorted(output.read_text().splitlines())
+    assert said == f"complete: {output} is written\n"
+
+    last = beside("tail", output, "--row", "40")
+    assert "--- row 40 · error" in last.stdout
+    assert "EngineError: " in last.stdout
+    batch.journal.unlink()  # as where no row failed
+    assert "[user]\n[[say:answer 3]]\n[assistant]\nanswer 3\n" in beside("tail", output, "--row", "3").stdout
+    assert [line for line in beside("tail", output, "-n", "38").stdout.splitlines() if line[:3] != "---"][:2] == [
+        "answer 3",
+        "answer 4",
+    ]
+    assert beside("tail", output, "--row", "41").returncode == 1
+    assert beside("tail", output, "--row", "4", "-n", "3").returncode == 2

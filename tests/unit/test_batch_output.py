@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from samplerpool.batch.journal import HEADER, Journal, Outcome, row_hash
+from samplerpool.batch.journal_tail import JournalTail
 from samplerpool.batch.manifest import Manifest
 from samplerpool.batch.order import InOrder
 from samplerpool.batch.output import BatchOutput
@@ -67,6 +68,40 @@ def test_a_journal_that_is_cut_anywhere_keeps_what_is_whole_and_goes_on(tmp_path
             journal.append(9, 0, Outcome.ANSWERED, b"h" * 8, b"more\n")
         assert rows_in(path) == [*lines[:left]]  # what was not flushed is gone
         assert path.stat().st_size == ends[left]
+
+
+def test_a_journal_is_followed_as_it_grows_is_begun_anew_and_goes(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    with JournalTail(path) as tail:
+
+        def new() -> list[bytes]:
+            return [record.line for record in tail.new()]
+
+        assert new() == []
+        assert not tail.gone
+        with Journal(path, 1) as journal:
+            for number in range(3):
+                journal.append(number, 0, Outcome.ANSWERED, b"h" * 8, b"%d\n" % number)
+                journal.flush()
+                assert new() == [b"%d\n" % number]
+            assert new() == []
+        whole = path.read_bytes()
+        path.write_bytes(whole + whole[len(HEADER) : -1])  # two more, and one that is not all there yet
+        assert new() == [b"0\n", b"1\n"]
+        path.write_bytes(whole + whole[len(HEADER) :])
+        assert new() == [b"2\n"]
+        with Journal(path, 1, fresh=True) as journal:
+            journal.append(7, 0, Outcome.ANSWERED, b"h" * 8, b"7\n")
+            journal.sync()
+            assert new() == [b"7\n"]
+            journal.append(8, 0, Outcome.ANSWERED, b"h" * 8, b"8\n")
+            journal.sync()
+            path.unlink()
+        assert new() == [b"8\n"]
+        assert tail.gone
+        path.write_bytes(whole)
+        assert len(new()) == 3
+        assert not tail.gone
 
 
 @given(st.data())

@@ -20,6 +20,7 @@ from samplerpool.data.selection import Selection
 from samplerpool.errors import UsageError
 
 OTHERS: dict[str, str] = {
+    "tail": "Show answers of a batch, while it runs or afterwards.",
     "verify": "Sample some rows of an output once more, and compare.",
 }
 """Name and one line of help; ``samplerpool.cli.batch_NAME`` has the click command ``command``."""
