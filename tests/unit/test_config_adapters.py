@@ -54,7 +54,8 @@ def test_settings_of_training_are_left_to_the_adapter() -> None:
         ({"name": "lora", "adapter_name_or_path": "a", "merge": "no"}, "merge must be true or false, not 'no'"),
         ({"name": "lora", "adapter_path": "a"}, "'adapter_path'; did you mean 'adapter_name_or_path'"),
         ({"name": "freeze", "adapter_name_or_path": "a"}, "name must be lora or peft, not 'freeze'"),
-        ("nonsense", "must be a mapping, or one as JSON"),
+        ("nonsense", "must be a mapping, or one as JSON .* not 'nonsense'[.]$"),
+        ('{"name": "lora"', r"which is broken JSON \(Expecting ',' delimiter"),
     ],
 )
 def test_what_cannot_be_says_what_is_wrong(config: Any, match: str) -> None:

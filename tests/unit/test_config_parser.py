@@ -249,6 +249,10 @@ def test_plugins_are_mappings_or_json_with_a_name(name: str) -> None:
     assert getattr(parse([f"--{name}", json.dumps(wanted)]).model, name) == wanted
     for wrong in ({"bits": 4}, {"name": ""}, {"name": 3}, "bnb", "[1]", 3):
         assert f"{name} must be a mapping with a name, like {{name: ...}}, not" in problems({name: wrong})
+        assert "JSON" not in problems({name: wrong})
+    cut = ('{"name": "x"', "which is broken JSON (Expecting ',' delimiter: line 1 column 13 (char 12))")
+    assert cut[1] in problems({name: cut[0]})
+    assert cut[1] in problems([f"--{name}", cut[0]])
 
 
 def test_numbers_with_an_exponent_are_numbers_in_every_form(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from samplerpool.config.sampling import BASE_ADAPTER, unknown_name
-from samplerpool.config.settings import mapping_of
+from samplerpool.config.settings import broken_json, mapping_of
 from samplerpool.errors import InvalidParameter
 
 KEYS = ("name", "adapter_name_or_path", "merge")
@@ -114,7 +114,8 @@ def named_config(what: str, value: Mapping[str, Any] | str) -> dict[str, Any]:
     """
     read = mapping_of(value)
     if not isinstance(read, dict):
-        raise InvalidParameter(f'{what} must be a mapping, or one as JSON ({{"name": ...}}), not {value!r}.')
+        broken = broken_json(read)
+        raise InvalidParameter(f'{what} must be a mapping, or one as JSON ({{"name": ...}}), not {value!r}{broken}.')
     return read
 
 

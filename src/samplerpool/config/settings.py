@@ -116,7 +116,8 @@ class Setting:
         if dict in self.types:
             taken = mapping_of(taken)
         if not self._fits(taken):
-            raise ValueError(f"{self.name} must be {self.expected}, not {value!r}.")
+            broken = broken_json(taken) if dict in self.types else ""
+            raise ValueError(f"{self.name} must be {self.expected}, not {value!r}{broken}.")
         return float(taken) if float in self.types and type(taken) is int else taken
 
     def _fits(self, value: Any) -> bool:
@@ -138,6 +139,17 @@ def mapping_of(value: Any) -> Any:
         except ValueError:
             return value
     return dict(value) if isinstance(value, Mapping) else value
+
+
+def broken_json(value: Any) -> str:
+    """What is wrong with a text that was meant as JSON of a mapping, to end a sentence about it with; else nothing."""
+    if not isinstance(value, str) or not value.lstrip().startswith("{"):
+        return ""
+    try:
+        json.loads(value)
+    except ValueError as error:
+        return f", which is broken JSON ({error})"
+    return ""
 
 
 @functools.cache
