@@ -212,6 +212,17 @@ def test_the_configuration_reaches_the_library(checkpoint: Path, monkeypatch: py
         ({"name": "bnb", "load_in_4bits": True}, "'load_in_4bits'; did you mean 'load_in_4bit'"),
         ({"name": "bnb", "quantization_bit": 3}, "must be 4 or 8, not 3"),
         ({"name": "quanto", "weights": "int3"}, "'quanto' cannot be made: .*int3"),
+        ({"name": "torchao"}, "^quant_config 'torchao' needs a quant_type: "),
+        ({"name": "torchao", "group_size": 32}, "^quant_config 'torchao' needs a quant_type: "),
+        (
+            {"name": "torchao", "quant_typ": "int4_weight_only"},
+            "'quant_typ'; did you mean 'quant_type'.* needs a quant",
+        ),
+        ({"name": "torchao", "quant_type": "int8_weight_only", "grup_size": 32}, "'grup_size'; did you mean 'group_"),
+        (
+            {"name": "torchao", "quant_type": "int8_weight_only", "module_to_not_convert": ["x"]},
+            "'module_to_not_convert'; did you mean 'modules_to_not_convert'",
+        ),
     ],
 )
 def test_a_wrong_configuration_names_what_is_wrong(checkpoint: Path, config: dict[str, Any], match: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from samplerpool.config.adapters import named_config
@@ -79,25 +79,33 @@ def _with_torchao_type(arguments: dict[str, Any]) -> dict[str, Any]:
         for kind in vars(quantization).values()
         if inspect.isclass(kind) and issubclass(kind, AOBaseConfig) and kind is not AOBaseConfig
     }
+    outer = _parameters(TorchAoConfig)
     if "quant_type" not in arguments:
-        raise InvalidParameter(f"quant_config 'torchao' needs a quant_type: {', '.join(sorted(kinds))}.")
+        what = "quant_config 'torchao'"
+        known = {*outer, *(name for kind in kinds.values() for name in _parameters(kind))}
+        problems = [unknown_name(f"argument of {what}", name, outer) for name in arguments if name not in known]
+        raise InvalidParameter(" ".join([*problems, f"{what} needs a quant_type: {', '.join(sorted(kinds))}."]))
     wanted = arguments["quant_type"]
     name = str(wanted)
     if re.fullmatch(r"[a-z0-9_]+", name):
         name = "".join(part.capitalize() for part in name.split("_")) + "Config"
     if name not in kinds:
         raise InvalidParameter(unknown_name("quant_type of torchao", str(wanted), list(kinds)))
-    outer = _parameters(TorchAoConfig)
     own = {key: value for key, value in arguments.items() if key not in outer}
-    made = _built(f"quant_type {name!r}", kinds[name], own)
+    made = _built(f"quant_type {name!r}", kinds[name], own, beside=outer)
     return {**{key: value for key, value in arguments.items() if key in outer}, "quant_type": made}
 
 
-def _built(what: str, kind: type, arguments: Mapping[str, Any]) -> Any:
+def _built(what: str, kind: type, arguments: Mapping[str, Any], beside: Sequence[str] = ()) -> Any:
+    """An object of a library's class.
+
+    Args:
+        beside: names that may stand next to the arguments, and were taken out of them.
+    """
     known = _parameters(kind)
     for name in arguments:
         if name not in known:
-            raise InvalidParameter(unknown_name(f"argument of {what}", str(name), known))
+            raise InvalidParameter(unknown_name(f"argument of {what}", str(name), [*known, *beside]))
     try:
         return kind(**arguments)
     except ImportError as error:
