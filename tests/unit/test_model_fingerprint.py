@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from samplerpool.config.arguments import ModelArguments
+from samplerpool.errors import ModelNotFound
 from samplerpool.model.fingerprint import fingerprint
 
 
@@ -58,6 +59,32 @@ def test_texts_and_settings_count(folder: Path, tmp_path: Path) -> None:
     first = of(folder, custom_chat_template=str(template))["custom_chat_template"]
     template.write_text("{{ messages[0] }}")
     assert first != of(folder, custom_chat_template=str(template))["custom_chat_template"]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_adapters_count_by_what_is_in_them(folder: Path, tmp_path: Path, named: bool) -> None:
+    """Another adapter in the same place is another model."""
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    weights = adapter / "adapter_model.safetensors"
+    weights.write_bytes((folder / "model.safetensors").read_bytes())
+    where = {"mine": str(adapter)} if named else str(adapter)
+    config = {"name": "lora", "adapter_name_or_path": where}
+    before = of(folder, peft_config=config)
+    assert before == of(folder, peft_config=config)
+    assert "adapters" not in of(folder)
+    state = weights.stat()
+    os.utime(weights, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+    trained_on = of(folder, peft_config=config)
+    (adapter / "adapter_config.json").write_text('{"lora_alpha": 1}')
+    scaled = of(folder, peft_config=config)
+    differing = [before["adapters"], trained_on["adapters"], scaled["adapters"]]
+    assert all(differing.count(each) == 1 for each in differing)
+    assert before["weights"] == scaled["weights"]
+    (adapter / "adapter_config.json").unlink()
+    with pytest.raises(ModelNotFound, match="not a PEFT adapter"):
+        of(folder, peft_config=config)
 
 
 def test_a_gguf_file_has_one_as_well(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from samplerpool.config.adapters import adapter_plan
 from samplerpool.config.arguments import ModelArguments
-from samplerpool.model.source import ModelSource, resolve_source
+from samplerpool.model.source import ADAPTER_FILE, CONFIG_FILE, ModelSource, resolve_adapter, resolve_source
 
 HEAD_BYTES = 1 << 20
 """Of a GGUF file: what describes it, the tokenizer included."""
@@ -27,13 +28,16 @@ def fingerprint(arguments: ModelArguments) -> dict[str, Any]:
 
     Returns:
         The name; hashes of the weights (by safetensors' headers or a file's beginning, size and time of change) and of
-        the texts that lie with them (configuration, tokenizer, template); and how it was asked to be loaded.
+        the texts that lie with them (configuration, tokenizer, template), of the model and of each of its adapters by
+        its path; and how it was asked to be loaded.
 
     Raises:
-        ModelNotFound: it is not there any more.
+        ModelNotFound: it, or an adapter, is not there any more.
     """
     source = resolve_source(arguments.model_name_or_path)
     found: dict[str, Any] = {"name": source.name, **_files(source)}
+    if adapters := adapter_plan(arguments.peft_config).paths:
+        found["adapters"] = {path: _adapter(path) for path in adapters}
     given = {name: value for name, value in vars(arguments).items() if name != "model_name_or_path"}
     template = given.get("custom_chat_template")
     if template and (path := Path(template)).suffix and path.is_file():
@@ -43,8 +47,16 @@ def fingerprint(arguments: ModelArguments) -> dict[str, Any]:
 
 def _files(source: ModelSource) -> dict[str, str]:
     if source.kind == "hub":
-        return {"revision": _revision(source.location)}
-    path = Path(source.location)
+        return {"revision": _revision(source.location, CONFIG_FILE)}
+    return _hashes(Path(source.location))
+
+
+def _adapter(name: str) -> dict[str, str]:
+    folder = resolve_adapter(name)
+    return _hashes(folder) if folder else {"revision": _revision(name, ADAPTER_FILE)}
+
+
+def _hashes(path: Path) -> dict[str, str]:
     folder = path if path.is_dir() else None
     weights = _matching(folder, WEIGHTS) if folder else [path]
     texts = _matching(folder, TEXTS) if folder else []
@@ -54,10 +66,10 @@ def _files(source: ModelSource) -> dict[str, str]:
     }
 
 
-def _revision(name: str) -> str:
+def _revision(name: str, file: str) -> str:
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, "config.json")
+    found = try_to_load_from_cache(name, file)
     return Path(found).parent.name if isinstance(found, str) else "unknown"
 
 
