@@ -61,6 +61,12 @@ def test_v1_messages_system_prompts_and_plain_strings_are_taken(sampler: SyncSam
     assert "".join(sampler.generate("plain")) == "plain"
 
 
+def test_template_options_are_names_and_values(sampler: SyncSampler) -> None:
+    assert "".join(sampler.generate("[[say:yes]]", template_options={"enable_thinking": False})) == "yes"
+    with pytest.raises(InvalidParameter, match="template_options must be a mapping of names to values"):
+        sampler.generate("Hello", template_options=3)  # type: ignore[arg-type]
+
+
 def test_tools_may_be_a_list_as_in_rows(sampler: SyncSampler) -> None:
     assert "".join(sampler.generate("[[say:yes]]", [{"type": "function", "function": {"name": "f"}}])) == "yes"
     with pytest.raises(RenderError, match="tools cannot be written as JSON"):

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from samplerpool.data.messages import split_reference, to_v1, tools_text
-from samplerpool.errors import RenderError
+from samplerpool.data.messages import split_reference, template_options_of, to_v1, tools_text
+from samplerpool.errors import InvalidParameter, RenderError
 
 
 def text(role, value):
@@ -136,3 +136,16 @@ def test_tools_are_json_text_or_what_it_would_say():
     assert [tools_text(nothing) for nothing in (None, "", [], {})] == [None] * 4
     with pytest.raises(RenderError, match=r"^tools cannot be written as JSON: .*set"):
         tools_text([{"names": {1}}])
+
+
+def test_template_options_are_names_and_values():
+    assert template_options_of(None) == template_options_of({}) == {}
+    assert template_options_of({"enable_thinking": False, "date": [1, "x"]}) == {
+        "enable_thinking": False,
+        "date": [1, "x"],
+    }
+    for wrong in (3, [1], "x", {1: 2}):
+        with pytest.raises(InvalidParameter, match=r"^template_options must be a mapping of names to values, .* not "):
+            template_options_of(wrong)
+    with pytest.raises(InvalidParameter, match=r"^template_options cannot be written as JSON: .*set"):
+        template_options_of({"a": {1}})

@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, cast
 
-from samplerpool.errors import RenderError
+from samplerpool.errors import InvalidParameter, RenderError
 from samplerpool.types import CONTENT_TYPES, MEDIA_TYPES, ROLES, Content, Message
 
 _ROLE_ALIASES = {"developer": "system", "function": "tool"}
@@ -80,6 +80,26 @@ def tools_text(tools: Any) -> str | None:
     except UnicodeEncodeError:
         raise RenderError("tools hold half a surrogate pair, which is no character; remove it.") from None
     return str(tools)
+
+
+def template_options_of(options: Any) -> dict[str, Any]:
+    """Keyword arguments for a chat template; whether it can use them is the renderer's matter.
+
+    Raises:
+        InvalidParameter: no mapping of names, or a value that cannot be written as JSON.
+    """
+    if options is None:
+        return {}
+    if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
+        raise InvalidParameter(
+            "template_options must be a mapping of names to values, like {'enable_thinking': False}, not "
+            f"{options!r}."
+        )
+    try:
+        json.dumps(dict(options))
+    except (TypeError, ValueError) as error:
+        raise InvalidParameter(f"template_options cannot be written as JSON: {error}.") from None
+    return dict(options)
 
 
 def _message(index: int, message: Any) -> Message:

@@ -21,7 +21,7 @@ from samplerpool.client.routing import Affinity, WorkerView, choose
 from samplerpool.config.arguments import ModelArguments, PoolArguments, SampleArguments
 from samplerpool.config.sampling import sampling_params
 from samplerpool.data.media import with_media_read
-from samplerpool.data.messages import to_v1, tools_text
+from samplerpool.data.messages import template_options_of, to_v1, tools_text
 from samplerpool.engine.base import PromptRenderer
 from samplerpool.errors import InvalidParameter
 from samplerpool.samplers.base_sampler import BaseSampler
@@ -196,7 +196,7 @@ class SyncSampler(BaseSampler):
             WorkerDied: no worker is left, or this request has ended several; with ``data["text"]``, what was received.
         """
         read = with_media_read(to_v1(messages), fetch=fetch_media)
-        prompt = ChatPrompt(read, tools_text(tools), dict(template_options or {}))
+        prompt = ChatPrompt(read, tools_text(tools), template_options_of(template_options))
         given = sampling_params(params).given()
         if given.get("num_return_sequences", 1) > 1:
             raise InvalidParameter("A stream is one answer; for num_return_sequences above 1 use batch_infer.")
