@@ -207,6 +207,45 @@ def test_a_template_that_does_not_work_is_found_at_the_start(wrong: dict[str, st
         Renderer(TOKENIZER, **wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("processor", [None, 3, "path/of/a/model", object()])
+def test_what_is_no_tokenizer_is_named(processor: Any) -> None:
+    with pytest.raises(InvalidParameter, match=f"needs a transformers tokenizer, .*, not {type(processor).__name__}"):
+        Renderer(processor)
+
+
+def test_a_template_without_a_place_for_tools_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    plain = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}"
+    tools = '{"name": "f"}'
+    renderer = Renderer(TOKENIZER, custom_chat_template=plain)
+    prompt(user("x"), renderer=renderer)
+    assert caplog.messages == []
+    for _ in range(2):
+        prompt(user("x"), tools=tools, renderer=renderer)
+    assert len(caplog.messages) == 1
+    assert "the chat template does not write tools, so the model sees none" in caplog.text
+    caplog.clear()
+    for template in (plain + "{% if tools %}{{ tools | tojson }}{% endif %}", plain + "{{ tools | length }}"):
+        prompt(user("x"), tools=tools, renderer=Renderer(TOKENIZER, custom_chat_template=template))
+    assert caplog.messages == []
+
+
+def test_a_template_without_a_place_for_reasoning_says_so_where_it_is_to_be_learned(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    plain = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}"
+    turns = [user("x"), assistant(text("why", "reasoning"), text("y"))]
+    renderer = Renderer(TOKENIZER, custom_chat_template=plain)
+    renderer.render_messages([*turns, user("z")], is_generate=True)  # templates leave out what is past
+    assert caplog.messages == []
+    for _ in range(2):
+        renderer.render_messages(turns)
+    assert len(caplog.messages) == 1
+    assert "does not write reasoning" in caplog.text
+    caplog.clear()
+    Renderer(TOKENIZER).render_messages(turns)
+    assert caplog.messages == []
+
+
 def test_codec_decodes_what_it_encodes_and_knows_the_ends() -> None:
     codec = Renderer(TOKENIZER, eos_token_ids=[3]).codec
     ids = TOKENIZER("a 😀 <|end|> b .", add_special_tokens=False)["input_ids"]

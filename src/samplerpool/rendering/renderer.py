@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from samplerpool.errors import RenderError
+from samplerpool.errors import InvalidParameter, RenderError
 from samplerpool.rendering.answers import AnswerParser
 from samplerpool.rendering.conversion import KIND_OF, TemplateInput, template_input
 from samplerpool.rendering.escaping import Neutralizer
@@ -14,7 +14,7 @@ from samplerpool.rendering.media import MediaBlock, MediaInputs, MediaProcessor,
 from samplerpool.rendering.model_inputs import generation_input, last_turn, sample_input, training_input
 from samplerpool.rendering.plugin_calls import call_plugin
 from samplerpool.rendering.plugins import RenderingPlugin, rendering_plugin
-from samplerpool.rendering.templates import ChatTemplate, choose_template
+from samplerpool.rendering.templates import ChatTemplate, Overlooked, choose_template
 from samplerpool.rendering.tokens import TokenizerCodec
 from samplerpool.types import Message, ModelInput, Sample
 
@@ -57,7 +57,7 @@ class Renderer:
         eos_token_ids: that end an answer, besides the tokenizer's own.
 
     Raises:
-        InvalidParameter: an unknown plugin, or a template that does not work.
+        InvalidParameter: no tokenizer, an unknown plugin, or a template that does not work.
     """
 
     def __init__(
@@ -70,6 +70,11 @@ class Renderer:
     ) -> None:
         self.processor = processor
         tokenizer = getattr(processor, "tokenizer", processor)
+        if not hasattr(tokenizer, "apply_chat_template"):
+            raise InvalidParameter(
+                "A Renderer needs a transformers tokenizer, such as AutoTokenizer.from_pretrained(...), or a processor "
+                f"that has one, not {type(processor).__name__}."
+            )
         plugin = rendering_plugin(template) if isinstance(template, str) else template
         choice = choose_template(processor, tokenizer, plugin, custom_chat_template)
         self._plugin = choice.plugin
@@ -79,6 +84,7 @@ class Renderer:
         self.codec = codec
         # Markers are structure to the model even where the tokenizer does not know them as special tokens.
         self._template = None if choice.template is None else ChatTemplate(tokenizer, choice.template)
+        self._overlooked = None if self._template is None else Overlooked(self._template)
         self._media = MediaProcessor(processor) if self._takes_media() else None
         placeholders = self._media.placeholders() if self._media else frozenset()
         self._neutralizer = Neutralizer(codec.special_tokens | set(self._plugin.markers) | placeholders)
@@ -228,6 +234,8 @@ class Renderer:
         if not ids:
             raise RenderError("The chat template made an empty prompt of these messages.")
         self._verify_each(guard)
+        if self._overlooked is not None:
+            self._overlooked.look(safe, generate=is_generate)
         if guard.may_join:
             isolated = template_input(messages, tools, options, Isolate(self._neutralizer), kinds)
             self._verify_boundaries(ids, self._made(isolated, is_generate)["input_ids"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,8 @@ from samplerpool.errors import InvalidParameter, RenderError
 from samplerpool.rendering.chatml import CHATML
 from samplerpool.rendering.conversion import TemplateInput
 from samplerpool.rendering.plugins import RenderingPlugin
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,42 @@ class ChatTemplate:
         except RenderError as error:
             if type(error.__cause__).__name__ == "TemplateSyntaxError":
                 raise InvalidParameter(f"The chat template is not valid Jinja: {one_line(error.__cause__)}") from error
+
+
+class Overlooked:
+    """Says, once of each, what a chat template was given and does not write: tools, and the reasoning of an answer that
+    is to be learned. (That of earlier turns is left out by good templates.)
+
+    Args:
+        template: which is meant.
+    """
+
+    def __init__(self, template: ChatTemplate) -> None:
+        self._template = template
+        self._looked_for: set[str] = set()
+
+    def look(self, given: TemplateInput, *, generate: bool) -> None:
+        """Render once more without them, the first time that there are some."""
+        if given.tools:
+            self._compare("tools", given, replace(given, tools=None), generate)
+        if not generate and given.messages[-1].get("reasoning_content"):
+            answer = {name: value for name, value in given.messages[-1].items() if name != "reasoning_content"}
+            self._compare("reasoning", given, replace(given, messages=[*given.messages[:-1], answer]), generate)
+
+    def _compare(self, what: str, given: TemplateInput, without: TemplateInput, generate: bool) -> None:
+        if what in self._looked_for:
+            return
+        self._looked_for.add(what)
+        try:
+            same = self._template.text(given, generate=generate) == self._template.text(without, generate=generate)
+        except RenderError:  # it insists on them
+            return
+        if same:
+            log.warning(
+                "the chat template does not write %s, so the model sees none; give another one (custom_chat_template, "
+                "template) if it should",
+                what,
+            )
 
 
 def one_line(error: BaseException | None, limit: int = 300) -> str:
