@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pexpect
+import pytest
 
 from samplerpool import SyncSampler
 from tests.process.conftest import DEADLINE_S, eventually
@@ -81,3 +86,55 @@ def test_tail_shows_answers_while_they_come_and_afterwards(tmp_path: Path, sampl
     ]
     assert beside("tail", output, "--row", "41").returncode == 1
     assert beside("tail", output, "--row", "4", "-n", "3").returncode == 2
+
+
+def test_a_detached_batch_outlives_its_terminal_and_is_stopped_from_another(
+    tmp_path: Path, sampler: SyncSampler
+) -> None:
+    write_rows(tmp_path / "in.jsonl", [f"[[tokens:{i % 9}]][[pace:0.05]] {i}" for i in range(3000)])
+    output = tmp_path / "out.jsonl"
+    words = ["-m", "samplerpool", "batch", str(tmp_path / "in.jsonl"), "-o", str(output), *connect(sampler), "--detach"]
+    terminal = pexpect.spawn(sys.executable, words, timeout=DEADLINE_S)
+    terminal.expect("as process ([0-9]+);")
+    number = int(terminal.match[1])
+    terminal.expect(pexpect.EOF)
+    terminal.close(force=True)
+    assert terminal.exitstatus == 0
+    assert os.getsid(number) == number
+    before = read(output)
+    assert (before["pid"], before["state"]) == (number, "running")
+    eventually(lambda: read(output)["done"] > before["done"], "it goes on")
+    assert beside("tail", output, "-n", "1").stdout.startswith("--- row ")
+
+    with pytest.raises(subprocess.TimeoutExpired):  # what follows does not hold it up
+        subprocess.run([sys.executable, "-m", "samplerpool", "batch", "tail", str(output), "-f"], timeout=0.8)
+    stopped = beside("stop", output)
+    assert stopped.returncode == 0, stopped.stderr
+    state = read(output)
+    assert stopped.stdout == f"Process {number} has ended (interrupted); {state['done']:,} answers finished.\n"
+    assert state["state"] == "interrupted"
+    assert "interrupted; " in output.with_name("out.jsonl.log").read_text()
+    again = beside("stop", output)
+    assert (again.returncode, "the last one has ended (interrupted)" in again.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--pool", "no-such-pool"), 2, "There is no pool 'no-such-pool'"),
+        (("--model", "none", "--engine", "scripted", "--top-k", "0", "--min-new-tokens", "2"), 1, "min_new_tokens"),
+    ],
+)
+def test_what_is_wrong_at_the_start_is_said_before_a_batch_is_detached(
+    tmp_path: Path, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    write_rows(tmp_path / "in.jsonl", ["one"])
+    batch = Batch(tmp_path, "--detach", *arguments)
+    assert batch.ends() == code
+    assert words in batch.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def read(output: Path) -> dict[str, Any]:
+    fields: dict[str, Any] = json.loads(output.with_name(output.name + ".progress.json").read_text())
+    return fields

@@ -9,9 +9,11 @@ import click
 
 from samplerpool.batch.formats import OutputFormat
 from samplerpool.batch.output import BatchOutput
+from samplerpool.cli.batch_detach import Begun
+from samplerpool.cli.batch_detach import detach as start_detached
 from samplerpool.cli.batch_options import output_format_option, selection_options
 from samplerpool.cli.batch_pool import check_choice, connected
-from samplerpool.cli.batch_run import Job, conclude, open_data, run
+from samplerpool.cli.batch_run import Job, command_with, conclude, open_data, run
 from samplerpool.cli.command import CommandWithOthers, complete_first
 from samplerpool.cli.main import EXIT_ROW_ERRORS
 from samplerpool.cli.options import connect_option, model_options, pool_option, sampling_options
@@ -20,6 +22,7 @@ from samplerpool.data.selection import Selection
 from samplerpool.errors import UsageError
 
 OTHERS: dict[str, str] = {
+    "stop": "Stop a batch, as Ctrl-C does where it runs.",
     "tail": "Show answers of a batch, while it runs or afterwards.",
     "verify": "Sample some rows of an output once more, and compare.",
 }
@@ -34,6 +37,9 @@ OTHERS: dict[str, str] = {
 @click.option("--model", metavar="MODEL", help="Start a private pool with this model, stopped at the end.")
 @output_format_option
 @selection_options
+@click.option(
+    "--detach", is_flag=True, help="Return when the run has begun, and leave it running, also after a logout."
+)
 @click.option("--resume", is_flag=True, help="Go on with what an interrupted run left, if it left anything.")
 @click.option("--retry-errors", is_flag=True, help="Like --resume, and answer the rows again that carry errors.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that is there already, and what a run left of one.")
@@ -60,6 +66,7 @@ def command(
     model: str | None,
     output_format: str | None,
     selection: Selection,
+    detach: bool,
     resume: bool,
     retry_errors: bool,
     overwrite: bool,
@@ -85,6 +92,9 @@ def command(
     check_choice(context, pool, connect, model, model_settings)
     if (resume or retry_errors) and overwrite:
         raise UsageError("Give either --resume (or --retry-errors) or --overwrite: to go on, or to begin anew.")
+    begun = Begun()
+    if detach and not begun.detached:
+        return start_detached(source, output, command_with("--resume"))
     job = Job(source, selection, output, overwrite, accept_changes, on_error == "stop", fetch_media, sampling)
     with BatchOutput(
         output,
@@ -102,6 +112,6 @@ def command(
             click.echo(f"{file.path} is complete already")
             return EXIT_ROW_ERRORS if file.finished.errors else 0
         with open_data(job, file) as data:
-            with connected(pool, connect, model, model_settings) as connection:
-                summary = run(job, data, file, connection)
+            with connected(pool, connect, model, model_settings, detached=detach) as connection:
+                summary = run(job, data, file, connection, begun)
             return conclude(summary, file)

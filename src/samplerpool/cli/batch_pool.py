@@ -31,12 +31,18 @@ def check_choice(
 
 @contextmanager
 def connected(
-    pool: str | None, connect: Path | None, model: str | None, model_settings: dict[str, Any]
+    pool: str | None,
+    connect: Path | None,
+    model: str | None,
+    model_settings: dict[str, Any],
+    *,
+    detached: bool = False,
 ) -> Iterator[PoolConnection]:
     """A connection to the pool of that name or file, to the only one that runs, or to one started for it.
 
     Args:
         model: of a private pool, which ends with the context; None for one that runs.
+        detached: a private pool must not depend on the user's being logged in.
         model_settings: what ``model_options`` gave the command, for the private pool.
 
     Raises:
@@ -47,17 +53,17 @@ def connected(
         with PoolConnection.attach(chosen_pool(pool, connect)) as connection:
             yield connection
         return
-    with _private_pool(model, model_settings) as file, PoolConnection.attach(file) as connection:
+    with _private_pool(model, model_settings, detached) as file, PoolConnection.attach(file) as connection:
         yield connection
 
 
 @contextmanager
-def _private_pool(model: str, settings: dict[str, Any]) -> Iterator[ConnectionFile]:
+def _private_pool(model: str, settings: dict[str, Any], detached: bool) -> Iterator[ConnectionFile]:
     from samplerpool.pool.launcher import launch_pool
 
     launched = launch_pool(
         *arguments_from(model, None, {}, settings),
-        detached=False,
+        detached=detached,
         private=True,
         on_progress=lambda line: click.echo(line, err=True),
     )

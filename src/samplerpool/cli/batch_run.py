@@ -19,6 +19,7 @@ from samplerpool.batch.output import BatchOutput
 from samplerpool.batch.runner import StopSwitch
 from samplerpool.batch.spool import is_stream, spool
 from samplerpool.batch.tally import BatchSummary, Progress
+from samplerpool.cli.batch_detach import Begun
 from samplerpool.cli.batch_process import rare_collection, stop_switch
 from samplerpool.cli.batch_view import View, summary_lines, view_for
 from samplerpool.cli.main import EXIT_INTERRUPTED, EXIT_ROW_ERRORS
@@ -27,6 +28,9 @@ from samplerpool.data.answers import RowResult, error_text
 from samplerpool.data.collection import DataCollection
 from samplerpool.data.selection import Selection
 from samplerpool.errors import BatchError, FingerprintMismatch, UsageError
+
+BEGUN_AFTER_S = 1.0
+"""What is wrong with every row, a parameter that the engine does not take say, has shown by then."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def open_data(job: Job, output: BatchOutput) -> DataCollection:
     return data
 
 
-def run(job: Job, data: DataCollection, output: BatchOutput, connection: PoolConnection) -> BatchSummary:
+def run(job: Job, data: DataCollection, output: BatchOutput, connection: PoolConnection, begun: Begun) -> BatchSummary:
     """Answer what is missing in the output, and show how it goes.
 
     Raises:
@@ -81,7 +85,7 @@ def run(job: Job, data: DataCollection, output: BatchOutput, connection: PoolCon
         _rows_kept_on_failure(output, view),
         rare_collection(),
     ):
-        progress = _ProgressShell(view, stop)
+        progress = _ProgressShell(view, stop, begun)
         return run_durably(
             connection,
             job.selection.rows(data),
@@ -111,10 +115,10 @@ def _size(data: DataCollection) -> int | None:
 
 
 class _ProgressShell:
-    """What happens a few times a second: the view, an answer to Ctrl-C."""
+    """What happens a few times a second: the view, an answer to Ctrl-C, a word to whoever waits for the beginning."""
 
-    def __init__(self, view: View, stop: StopSwitch) -> None:
-        self._view, self._stop = view, stop
+    def __init__(self, view: View, stop: StopSwitch, begun: Begun) -> None:
+        self._view, self._stop, self._begun = view, stop, begun
         self._heard = 0
 
     def update(self, progress: Progress) -> None:
@@ -124,6 +128,8 @@ class _ProgressShell:
             running = sum(worker.running for worker in progress.workers)
             if self._heard == 1 and running:
                 self._view.say(f"Stopping: the {running} rows that are being answered are finished. Ctrl-C: at once.")
+        if progress.elapsed_s >= BEGUN_AFTER_S:
+            self._begun.tell()
         self._view.update(progress)
 
 
@@ -139,10 +145,10 @@ def _rows_kept_on_failure(output: BatchOutput, view: View) -> Iterator[None]:
 
 
 def _left(output: BatchOutput) -> str:
-    return f"{output.finished.count:,} answers are in {output.journal_path}; to go on: {_command('--resume')}"
+    return f"{output.finished.count:,} answers are in {output.journal_path}; to go on: {command_with('--resume')}"
 
 
-def _command(option: str) -> str:
+def command_with(option: str) -> str:
     """What the user has typed, for going on."""
     words = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume", "--retry-errors")]
     return shlex.join(["samplerpool", *words, option])
@@ -153,7 +159,7 @@ def conclude(summary: BatchSummary, output: BatchOutput) -> int:
     if summary.complete:
         place = f"written to {output.path}"
         if output.finished.errors:
-            place += f"; to try the {output.finished.errors:,} errors again: {_command('--retry-errors')}"
+            place += f"; to try the {output.finished.errors:,} errors again: {command_with('--retry-errors')}"
     else:
         place = f"interrupted; {_left(output)}" if output.finished.count else "interrupted before any row was finished"
     for line in (*summary_lines(summary), place):
