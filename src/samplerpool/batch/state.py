@@ -16,6 +16,8 @@ that kills its worker delays nobody but itself and, for a while, its neighbours,
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
+from typing import Any
 
 from samplerpool.batch.events import (
     Action,
@@ -172,7 +174,7 @@ class BatchState:
         self._unfinished -= 1
 
     def _failed(self, worker: int, job: Job, error: SamplerPoolError, actions: list[Action]) -> None:
-        self._note(worker, error, actions)
+        self._note(worker, error, job.row.params or {}, actions)
         death = is_death(error)
         job.attempts -= death or isinstance(error, UNTRIED) or error.data.get("sent") is False
         if death:
@@ -187,9 +189,9 @@ class BatchState:
             self._close(RowResult(job.row, job.sample, job.seed, None, error, transient=transient))
             self._ended(worker, job, "done")
 
-    def _note(self, worker: int, error: SamplerPoolError, actions: list[Action]) -> None:
-        """What a failure says of the worker."""
-        if isinstance(error, UnsupportedParameter):  # all rows share their parameters
+    def _note(self, worker: int, error: SamplerPoolError, own: Mapping[str, Any], actions: list[Action]) -> None:
+        """What a failure says of the worker, and of parameters but for the row's own, as all rows share these."""
+        if isinstance(error, UnsupportedParameter) and error.data.get("parameter") not in own:
             self._fatal = error
         if isinstance(error, WorkerError):
             if self._windows.pop(worker, None):

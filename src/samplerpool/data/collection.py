@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 
 from samplerpool.data.converters import at_place, sample_of
 from samplerpool.data.dataset_info import DEFAULT_NAME, DatasetInfo, DatasetName, dataset_infos
-from samplerpool.data.entries import Form, inference_entry, training_entries
+from samplerpool.data.entries import Form, inference_entry, is_failed_answer, training_entries
 from samplerpool.data.mixture import ONCE, Share
 from samplerpool.data.records import Record
 from samplerpool.data.rows import Row, row_of
@@ -42,7 +42,7 @@ class DataCollection:
     Args:
         infos: the data sets.
         form: what their samples are for.
-        note: gets a sentence when a converter is chosen by a row's columns, or files of a folder are left out.
+        note: gets a sentence when a converter is chosen by a row's columns.
 
     Raises:
         DataFileError: one of them cannot be read.
@@ -175,9 +175,7 @@ class _Member:
         self._form = form
         self._share = Share(info.size, ONCE if info.weight == 1 else Fraction(str(info.weight)))
         self._converter = info.make_converter(note)
-        self._records = open_source(
-            info.path, source=info.source, split=info.split, streaming=info.streaming, note=note
-        )
+        self._records = open_source(info.path, source=info.source, split=info.split, streaming=info.streaming)
         self._entry_ends: array[int] | None = None
         path = Path(info.path).expanduser()
         self._folder = str(path if path.is_dir() else path.parent)
@@ -240,10 +238,12 @@ class _Member:
                 return Row(index, columns, error=at_place(error, entry.record.place))
         if entry.sample is None:
             return Row(index, columns, error=entry.error)
-        return row_of(entry.sample, index, entry.record.place, columns, entry.record.folder or self._folder)
+        return row_of(entry.sample, index, entry.record.place, columns, self._folder)
 
     def _entries(self, record: Record) -> list[Entry]:
         """What a record gives: one entry, or in the form for training one for each turn that is learned from."""
+        if self._form == "training" and is_failed_answer(record.columns):
+            return []
         if record.error is not None:
             return [Entry(record, None, record.error)]
         try:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from samplerpool.config.sampling import SAMPLING
 from samplerpool.data.converters import AutoConverter, Converter, at_place, sample_of
 from samplerpool.data.entries import to_answer
 from samplerpool.errors import BadRow, RenderError, SamplerPoolError, UsageError
@@ -30,6 +31,7 @@ class Row:
         error: why it cannot be answered.
         folder: where relative paths of its images, videos and sounds begin; else in the working directory.
         finished: the samples of it that an earlier run has.
+        params: sampling parameters that hold for it alone.
     """
 
     index: int
@@ -40,6 +42,7 @@ class Row:
     error: SamplerPoolError | None = None
     folder: str = field(default="", compare=False)
     finished: frozenset[int] = frozenset()
+    params: Mapping[str, Any] | None = None
 
 
 _AUTO = AutoConverter()
@@ -74,7 +77,7 @@ def row_of(sample: Sample, index: int, place: str, columns: dict[str, Any], fold
         messages, reference = to_answer(sample)
     except (BadRow, RenderError) as error:
         return Row(index, columns, error=at_place(error, place))
-    return Row(index, columns, messages, sample.get("tools"), reference, folder=folder)
+    return Row(index, columns, messages, sample.get("tools"), reference, folder=folder, params=sample.get(SAMPLING))
 
 
 def rows_from_dataset(dataset: Dataset | str | Path) -> Iterator[Row]:

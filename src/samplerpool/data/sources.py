@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from samplerpool.data.arrow import ArrowFile, ParquetFile
@@ -19,23 +18,6 @@ from samplerpool.errors import DataFileError
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".txt")
 COMPRESSED = (".gz", ".zst")
-UNREAD = (
-    ".xlsx",
-    ".xls",
-    ".xml",
-    ".bz2",
-    ".xz",
-    ".zip",
-    ".tar",
-    ".7z",
-    ".orc",
-    ".avro",
-    ".pkl",
-    ".h5",
-    ".db",
-    ".sqlite",
-)
-"""Which hold data often enough that somebody may miss it."""
 SOURCES = ("local", "hf_hub")
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -43,14 +25,7 @@ _SAVED_BY_DATASETS = ("state.json", "dataset_dict.json")
 _ABOUT_THE_DATA = ("dataset_info.json", "dataset_infos.json", "README.txt", "LICENSE.txt")
 
 
-def open_source(
-    path: str,
-    *,
-    source: str | None = None,
-    split: str | None = None,
-    streaming: bool = False,
-    note: Callable[[str], None] | None = None,
-) -> Records:
+def open_source(path: str, *, source: str | None = None, split: str | None = None, streaming: bool = False) -> Records:
     """The records of a file, a folder of files, or a data set of the hub.
 
     Args:
@@ -58,7 +33,6 @@ def open_source(
         source: ``local`` or ``hf_hub``; None: what is here, else the hub.
         split: of a data set that has several; None for ``train`` on the hub, and for all files of a folder.
         streaming: read a data set of the hub without downloading it first.
-        note: gets a sentence if files of a folder are left out, because they may be data in a format that is not read.
 
     Raises:
         DataFileError: it is missing, unreadable, empty, or in no known format; or a library for it is missing.
@@ -68,7 +42,7 @@ def open_source(
     if source == "hf_hub" or (source is None and not is_here and is_hub_id(path)):
         return open_hub(path, split=split or "train", streaming=streaming)
     if place.is_dir():
-        return _open_folder(place, split, note)
+        return _open_folder(place, split)
     if split not in (None, "train"):
         raise DataFileError(f"{path} is one file and has no splits, so leave {split!r} out.", path=path)
     return open_file(place)
@@ -105,20 +79,14 @@ def open_file(path: Path) -> Records:
     return (JsonList if opening.start.lstrip().startswith(b"[") else JsonLines)(path, opening)
 
 
-def _open_folder(folder: Path, split: str | None, note: Callable[[str], None] | None) -> Records:
+def _open_folder(folder: Path, split: str | None) -> Records:
     """All data files in it and below, by name; those of one split carry its name, as on the hub."""
     if any((folder / name).is_file() for name in _SAVED_BY_DATASETS):
         return open_saved(folder, split)
-    found = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    files = [path for path in found if _is_data(path.relative_to(folder))]
+    files = [path for path in sorted(folder.rglob("*")) if _is_data(path.relative_to(folder)) and path.is_file()]
     if not files:
         raise DataFileError(
             f"The folder {folder} has no data files; known are {', '.join(SUFFIXES)}.", path=str(folder)
-        )
-    odd = [str(path.relative_to(folder)) for path in found if path.suffix.lower() in UNREAD]
-    if odd and note is not None:
-        note(
-            f"{folder}: left out, as they are of no format that is read: {', '.join(odd[:5])}{', ...' * (len(odd) > 5)}"
         )
     if split is not None:
         files = [path for path in files if _is_of_split(path.relative_to(folder), split)]
@@ -126,7 +94,8 @@ def _open_folder(folder: Path, split: str | None, note: Callable[[str], None] | 
         raise DataFileError(
             f"No data file in {folder} is of the split {split!r}: none has it as a word of its name.", path=str(folder)
         )
-    return JoinedRecords([open_file(path) for path in files])
+    records = [open_file(path) for path in files]
+    return records[0] if len(records) == 1 else JoinedRecords(records)
 
 
 def _is_data(path: Path) -> bool:
