@@ -75,16 +75,15 @@ def test_figures_of_a_run():
     tally = Tally(100.0, total=4)
     tally.workers = {1: WorkerTally(1), 0: WorkerTally(0)}
     for worker in (0, 1, 0):
-        tally.answer(worker, answered("q", tokens=5).answer)
-    tally.emitted(answered("q"))
-    tally.emitted(RowResult(Row(1), 0, None, None, BadRow("bad")))
+        tally.emitted(answered("q", tokens=5), worker)
+    tally.emitted(RowResult(Row(1), 0, None, None, BadRow("bad")), None)
     progress = tally.progress(110.0, [(0, 2), (1, 0)], frozenset({0}))
     assert (progress.done, progress.total, progress.errors) == (4, 4, 1)
     assert (progress.completion_tokens, progress.tokens_per_s, progress.left_s) == (15, 1.5, 0.0)
     assert progress.workers == (WorkerTally(0, 2, 10, 2, True, utilisation=1.0), WorkerTally(1, 1, 5, 0, False))
     assert (progress.prompt_tokens, progress.prompt_tokens_per_s) == (9, 0.9)
     summary = tally.summary(110.0, 42, complete=True)
-    assert (summary.rows, summary.errors, summary.error_rows) == (2, {"BadRow": 1}, 1)
+    assert (summary.rows, summary.errors, summary.error_rows) == (4, {"BadRow": 1}, 1)
     assert (summary.prompt_tokens, summary.tokens_per_s, summary.run_seed) == (9, 1.5, 42)
 
 
@@ -93,7 +92,7 @@ def test_time_left_is_told_from_the_rows_done():
     assert tally.progress(5.0, [], frozenset()).left_s is None
     tally.workers = {0: WorkerTally(0)}
     for _ in range(4):
-        tally.answer(0, answered("q").answer)
+        tally.emitted(answered("q"), 0)
     assert tally.progress(8.0, [], frozenset()).left_s == 12.0
     assert Tally(0.0).progress(5.0, [], frozenset()).left_s is None
 
@@ -102,7 +101,7 @@ def test_rows_of_an_earlier_run_are_done_but_tell_nothing_of_the_time_left():
     tally = Tally(0.0, total=10, before=4)
     tally.workers = {0: WorkerTally(0)}
     for _ in range(2):
-        tally.answer(0, answered("q").answer)
+        tally.emitted(answered("q"), 0)
     progress = tally.progress(8.0, [], frozenset())
     assert (progress.done, progress.left_s) == (6, 16.0)
 
@@ -112,7 +111,7 @@ def test_rates_and_the_time_left_follow_the_last_minute():
     tally.worker_up(0, 4, another=False)
     for second in range(1, 301):  # a row of two tokens a second, then one every ten
         if second <= 200 or second % 10 == 0:
-            tally.answer(0, answered("q", tokens=2).answer)
+            tally.emitted(answered("q", tokens=2), 0)
         progress = tally.progress(float(second), [(0, 1)], frozenset({0}))
         if second == 200:
             assert (progress.tokens_per_s, progress.left_s) == (2.0, 800.0)

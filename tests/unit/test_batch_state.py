@@ -7,6 +7,7 @@ import pytest
 from samplerpool.batch.events import (
     Answered,
     Assign,
+    Drop,
     Emit,
     Finish,
     InputEnded,
@@ -23,6 +24,7 @@ from samplerpool.batch.suspects import MAX_STRIKES
 from samplerpool.data.answers import Answer, RowResult, row_seed
 from samplerpool.data.rows import Row
 from samplerpool.errors import (
+    Aborted,
     BadRow,
     EngineBroken,
     LeaseExpired,
@@ -46,11 +48,12 @@ class Driver:
     def __init__(self, *, workers=1, max_batch=4, samples=1):
         self.state = BatchState(7, samples)
         self.jobs = {}
+        self.now_s = 0.0
         self.tell(*(WorkerUp(worker, max_batch) for worker in range(workers)))
 
     def tell(self, *events):
         """Handle events; actions as short tuples, in order."""
-        return [self.short(action) for action in self.state.handle(*events)]
+        return [self.short(action) for action in self.state.handle(*events, now_s=self.now_s)]
 
     def does(self, *events):
         """The same without what is given back."""
@@ -63,18 +66,25 @@ class Driver:
                 return "assign", worker, [(job.row.index, job.sample) for job in jobs]
             case Emit(result):
                 return "emit", result.row.index, result.sample, type(result.error).__name__ if result.error else "ok"
+            case Drop(worker, job):
+                return "drop", worker, (job.row.index, job.sample)
             case Rest(worker):
                 return "rest", worker
             case Finish(outcome):
                 return "finish", outcome
 
-    def answered(self, index, sample=0):
+    def answered(self, index, sample=0, *, by=None):
         worker, job = self.jobs[index, sample]
-        return Answered(worker, job, answer())
+        return Answered(worker if by is None else by, job, answer())
 
-    def failed(self, index, error, sample=0):
+    def failed(self, index, error, sample=0, *, by=None):
         worker, job = self.jobs[index, sample]
-        return RequestFailed(worker, job, error)
+        return RequestFailed(worker if by is None else by, job, error)
+
+    def after(self, seconds):
+        """Some time later."""
+        self.now_s += seconds
+        return self.tell()
 
 
 def test_rows_are_read_handed_out_and_given_back_as_they_finish():
@@ -329,6 +339,74 @@ def test_stop_at_once_does_not_wait():
     assert driver.tell(driver.answered(0)) == []
 
 
+# ---- near the end: idle workers take over -------------------------------------------------------------------------
+
+
+def near_the_end(*, slow_s=10.0):
+    """Worker 0 has answered all that it had after a second, worker 1 one row of four after ``slow_s``. Returns what is
+    done then, and the rows that worker 1 still holds."""
+    driver = Driver(workers=2, max_batch=2)
+    driver.tell(RowsRead(rows(*range(8))), InputEnded())
+    mine = [index for (index, _), (worker, _) in driver.jobs.items() if worker == 0]
+    first, *others = (index for (index, _), (worker, _) in driver.jobs.items() if worker == 1)
+    driver.now_s = 1.0
+    driver.tell(*(driver.answered(index) for index in mine[:-1]))
+    driver.now_s = slow_s
+    return driver, driver.does(driver.answered(first), driver.answered(mine[-1])), others
+
+
+def test_what_would_come_late_from_a_slow_worker_is_taken_over_by_an_idle_one():
+    driver, done, (second, first, third) = near_the_end()
+    assert done == [("assign", 0, [(third, 0)]), ("assign", 0, [(second, 0)])]  # the last to come are the first
+    assert driver.after(1) == []  # its batch is full
+    assert driver.tell(driver.answered(third, by=0)) == [("emit", third, 0, "ok"), ("drop", 1, (third, 0))]
+    assert driver.tell(driver.failed(third, Aborted("dropped"), by=1)) == []
+    assert driver.tell(driver.answered(second, by=1)) == [("emit", second, 0, "ok"), ("drop", 0, (second, 0))]
+    assert driver.tell(driver.answered(second, by=0)) == []  # came all the same
+    assert driver.tell(driver.answered(first)) == [("emit", first, 0, "ok"), ("finish", "complete")]
+
+
+def test_equally_fast_workers_take_over_only_what_has_not_begun():
+    driver, done, (*_, third) = near_the_end(slow_s=1.0)
+    assert done == []  # looked a moment ago
+    assert driver.after(0.05) == []
+    assert driver.after(0.1) == [("assign", 0, [(third, 0)])]
+    assert driver.after(0.1) == []
+
+
+def test_nothing_is_taken_over_before_the_end_or_after_a_stop():
+    driver = Driver(workers=2, max_batch=2)
+    driver.tell(RowsRead(rows(*range(8))))
+    driver.now_s = 1.0
+    mine = [index for (index, _), (worker, _) in driver.jobs.items() if worker == 0]
+    assert driver.does(*(driver.answered(index) for index in mine)) == []
+    assert driver.after(50) == []
+    driver, _, held = near_the_end()
+    driver.does(StopRequested(), *(driver.answered(index, by=0) for index in (held[0], held[2])))
+    assert driver.after(50) == []
+
+
+def test_a_death_costs_nothing_where_another_worker_has_the_row_too():
+    driver, _, (second, first, third) = near_the_end()
+    gone = WorkerDied("gone")
+    assert driver.does(driver.failed(second, gone, by=0)) == []
+    assert driver.does(driver.failed(third, gone, by=0)) == []
+    assert (driver.state.deaths, driver.state.suspects) == (1, 0)
+    assert driver.does(*(driver.failed(index, gone, by=1) for index in (first, second, third))) == []
+    assert (driver.state.deaths, driver.state.suspects) == (2, 3)  # nobody else has them
+
+
+def test_a_row_that_came_back_from_one_worker_is_not_handed_out_again_while_another_has_it():
+    driver, _, (*_, third) = near_the_end()
+    assert driver.does(driver.failed(third, QueueFull("full"), by=0)) == [("rest", 0)]
+    assert driver.does(driver.failed(third, QueueFull("full"), by=1)) == [("rest", 1)]
+    assert driver.does(WorkerRested(0)) == [("assign", 0, [(third, 0)])]
+    assert driver.tell(driver.failed(third, PromptTooLong("long"), by=0)) == [("emit", third, 0, "PromptTooLong")]
+
+
+# ---- whole runs ----------------------------------------------------------------------------------------------------
+
+
 class Simulation(SimulatedRun):
     """A run with simulated workers: each has a speed and a batch. (Those that die are in ``test_batch_suspects``.)"""
 
@@ -403,4 +481,4 @@ def test_a_result_holds_the_row_and_the_sample():
     state.handle(WorkerUp(0, 1))
     (assign,) = state.handle(RowsRead([row]))
     job = assign.jobs[0]
-    assert state.handle(Answered(0, job, answer())) == [Emit(RowResult(row, 0, job.seed, answer()))]
+    assert state.handle(Answered(0, job, answer())) == [Emit(RowResult(row, 0, job.seed, answer()), 0)]

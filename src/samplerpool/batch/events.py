@@ -25,12 +25,24 @@ class Slot:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One request to be made: a row, the number of the sample, its seed, and how often it was handed out."""
+    """One request to be made.
+
+    Args:
+        slot: of its row.
+        sample: which of the row's answers.
+        attempts: how often it was handed out.
+        copies: how many workers hold it; more than one at the end of a run, and the first answer counts.
+        done: it has its answer or its error.
+        sent_at_s: when it was handed out first.
+    """
 
     slot: Slot
     sample: int
     seed: int
     attempts: int = 0
+    copies: int = 0
+    done: bool = False
+    sent_at_s: float = 0.0
 
     @property
     def row(self) -> Row:
@@ -120,9 +132,18 @@ class Assign:
 
 @dataclass(slots=True)
 class Emit:
-    """Give this result back: it is final."""
+    """Give this result back: it is final. ``worker``: which answered."""
 
     result: RowResult
+    worker: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Stop a job at a worker: its answer has come from another one."""
+
+    worker: int
+    job: Job
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,4 +164,4 @@ class Finish:
     error: SamplerPoolError | None = None
 
 
-Action = Assign | Emit | Rest | Finish
+Action = Assign | Emit | Drop | Rest | Finish

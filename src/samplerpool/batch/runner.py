@@ -14,6 +14,7 @@ from samplerpool.batch.events import (
     Action,
     Answered,
     Assign,
+    Drop,
     Emit,
     Event,
     Finish,
@@ -33,7 +34,6 @@ from samplerpool.client.connection import Call, PoolConnection, WorkerView
 from samplerpool.config.sampling import sampling_params
 from samplerpool.data.answers import Answer, RowResult, output_row
 from samplerpool.data.media import with_media_read
-from samplerpool.data.per_row import request_params, with_checked_params
 from samplerpool.data.rows import Row, rows_from_dataset
 from samplerpool.errors import BatchError, RenderError, SamplerPoolError
 from samplerpool.types import Dataset, FinishReason, Message, Sample
@@ -104,10 +104,9 @@ def run_batch(
     seed = given.pop("seed", None)
     if run_seed is None:
         run_seed = secrets.randbelow(2**32) if seed is None else seed
-    state = BatchState(run_seed, samples)
+    state = BatchState(run_seed, samples, given.get("max_new_tokens"))
     tally = Tally(time.monotonic(), None if total is None else total * samples, before)
-    rows = with_checked_params(rows, given, samples)
-    run = _Run(connection, rows, given, state, tally, on_result, on_progress, stop or StopSwitch(), fetch_media)
+    run = _Run(connection, iter(rows), given, state, tally, on_result, on_progress, stop or StopSwitch(), fetch_media)
     complete = run.go()
     return tally.summary(time.monotonic(), run_seed, complete=complete)
 
@@ -177,7 +176,7 @@ class _Run:
     def go(self) -> bool:
         """Run to the end; whether all of the input was dealt with."""
         try:
-            self._act(self._state.handle(*self._look_around()))
+            self._handle(*self._look_around())
             while self._finish is None:
                 self._feed()
                 self._collect()
@@ -209,7 +208,7 @@ class _Run:
         events: list[Event] = [RowsRead(rows)]
         if len(rows) < count:
             events.append(InputEnded())
-        self._act(self._state.handle(*events))
+        self._handle(*events)
 
     def _collect(self) -> None:
         """Take the calls that have ended; wait for one if there is nothing else to do."""
@@ -227,8 +226,7 @@ class _Run:
         if now - self._looked_at >= WAIT_S:
             events += self._look_around()
             self._report()
-        if events:
-            self._act(self._state.handle(*events))
+        self._handle(*events)
 
     def _event(self, call: Call) -> Event:
         job = self._live.pop(call)
@@ -244,7 +242,6 @@ class _Run:
             call.message,
             call.logprobs,
         )
-        self._tally.answer(call.worker, answer)
         return Answered(call.worker, job, answer)
 
     def _look_around(self) -> list[Event]:
@@ -285,14 +282,19 @@ class _Run:
 
     # ---- out ------------------------------------------------------------------------------------------------------
 
+    def _handle(self, *events: Event) -> None:
+        self._act(self._state.handle(*events, now_s=time.monotonic()))
+
     def _act(self, actions: list[Action]) -> None:
         for action in actions:
             match action:
-                case Emit(result):
-                    self._tally.emitted(result)
+                case Emit(result, worker):
+                    self._tally.emitted(result, worker)
                     self._on_result(result)
                 case Assign(worker, jobs):
                     self._submit(worker, jobs)
+                case Drop(worker, job):
+                    self._connection.abort([c for c, live in self._live.items() if live is job and c.worker == worker])
                 case Rest(worker):
                     self._resting[worker] = time.monotonic() + REST_S
                 case Finish():
@@ -310,17 +312,17 @@ class _Run:
                 unreadable = error
             call = Call(
                 ChatPrompt(messages, row.tools),
-                request_params(self._params, row, job.sample, job.seed),
+                {**self._params, "seed": job.seed},
                 priority=BATCH_PRIORITY,
                 stream=False,
                 parse=True,
                 on_update=self._ended.put,
             )
+            call.worker = worker
             self._live[call] = job
             if unreadable is None:
                 calls.append(call)
             else:
-                call.worker = worker
                 call.fail(unreadable)
                 self._ended.put(call)
         self._connection.submit(worker, calls)

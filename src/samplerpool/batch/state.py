@@ -1,4 +1,4 @@
-"""The course of one batch run as a state machine: events in, actions out; no clock, socket or file.
+"""The course of one batch run as a state machine: events in, actions out; no socket or file, and time is an argument.
 
 Rows are read ahead a little, cut into jobs (one a sample), handed out in shards, and given back as they finish, each
 exactly once. What became of a job decides its way::
@@ -11,18 +11,20 @@ exactly once. What became of a job decides its way::
 Ordinary rows go first. Suspects are tried at a worker that has nothing else to do: one that has just come back, or one
 that is kept free for them, as long as another goes on with ordinary rows; at the only one when those are done. So a row
 that kills its worker delays nobody but itself and, for a while, its neighbours, and endangers no others.
+
+When nothing waits any more, workers that have room take over what would come sooner from them, by the speeds measured
+so far (``batch.plan``): two workers hold such a job then, and the first answer counts.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from samplerpool.batch.events import (
     Action,
     Answered,
     Assign,
+    Drop,
     Emit,
     Event,
     Finish,
@@ -38,8 +40,9 @@ from samplerpool.batch.events import (
     WorkerRested,
     WorkerUp,
 )
-from samplerpool.batch.plan import Window, hand_out, window_for
+from samplerpool.batch.plan import Asked, Expected, Speed, Window, hand_out, take_over, window_for
 from samplerpool.batch.suspects import NOTHING, End, Suspects
+from samplerpool.batch.waiting import Waiting
 from samplerpool.client.continuation import is_death
 from samplerpool.data.answers import RowResult, row_seed
 from samplerpool.data.rows import Row
@@ -58,6 +61,11 @@ from samplerpool.errors import (
 MAX_ATTEMPTS = 10
 """How often a row is handed out to workers that live and yet do not answer it."""
 
+LOOK_AHEAD = 4096
+"""Rows that are read ahead to find the long ones, where the lengths of answers are known beforehand."""
+
+TAKE_OVER_EVERY_S = 0.1
+
 NOT_THE_ROWS_FAULT = (WorkerError, TransportError, Retryable, Aborted)
 UNTRIED = (WorkerError, WorkerDraining, QueueFull)
 """Ends that do not count as attempts."""
@@ -69,15 +77,22 @@ class BatchState:
     Args:
         run_seed: from which each job's seed is derived.
         samples: answers per row.
+        max_new_tokens: limit of each answer's tokens.
     """
 
-    def __init__(self, run_seed: int, samples: int = 1) -> None:
+    def __init__(self, run_seed: int, samples: int = 1, max_new_tokens: int | None = None) -> None:
         self._run_seed = run_seed
         self._samples = samples
+        self._max_new_tokens = max_new_tokens
         self._unfinished = 0  # jobs
-        self._results: list[RowResult] = []  # to be given back
-        self._waiting: deque[Job] = deque()
+        self._results: list[Emit | Drop] = []  # to be given back
+        self._waiting = Waiting()
+        self._speed = Speed()
+        self._now_s = 0.0
+        self._looked_at_s = 0.0
         self._windows: dict[int, Window] = {}
+        self._places = 0  # of all windows
+        self._hungry: set[int] = set()  # those of them that want more
         self._held: dict[int, dict[Job, None]] = {}
         self._suspects = Suspects()
         self._coming: set[int] = set()
@@ -118,16 +133,23 @@ class BatchState:
         """How many rows should be read now."""
         if self._input_ended or self._stopping or self._finished:
             return 0
-        places = sum(window.size for window in self._windows.values())
+        places = max(self._places, LOOK_AHEAD) if self._waiting.lengths_known else self._places
         return max(0, -(-(places - len(self._waiting)) // self._samples))
 
-    def handle(self, *events: Event) -> list[Action]:
-        """Take note of what happened, and say what is to be done."""
+    def handle(self, *events: Event, now_s: float = 0.0) -> list[Action]:
+        """Take note of what happened, and say what is to be done.
+
+        Args:
+            now_s: by a clock that never goes back. Call it with no event, too, a few times a second.
+        """
+        self._now_s = now_s
         actions: list[Action] = []
         for event in events:
             match event:
                 case Answered(worker, job, answer):
-                    self._close(RowResult(job.row, job.sample, job.seed, answer))
+                    if not job.done:
+                        self._speed.note(worker, now_s - job.sent_at_s, answer.completion_tokens)
+                        self._close(job, RowResult(job.row, job.sample, job.seed, answer), worker)
                     self._suspects.proved(worker)
                     self._ended(worker, job, "done")
                 case RequestFailed(worker, job, error):
@@ -138,13 +160,16 @@ class BatchState:
                 case InputEnded():
                     self._input_ended = True
                 case WorkerUp(worker, max_batch):
-                    self._windows[worker] = window_for(max_batch)
-                    self._held.setdefault(worker, {})
+                    self._close_window(worker)
+                    self._windows[worker] = window = window_for(max_batch)
+                    self._places += window.size
+                    if len(self._held.setdefault(worker, {})) <= window.refill_at:
+                        self._hungry.add(worker)
                     self._suspects.proved(worker)
                     for others in (self._coming, self._draining, self._resting):
                         others.discard(worker)
                 case WorkerDown(worker, coming):
-                    self._windows.pop(worker, None)
+                    self._close_window(worker)
                     (self._coming.add if coming else self._coming.discard)(worker)
                 case WorkerRested(worker):
                     self._resting.discard(worker)
@@ -155,7 +180,7 @@ class BatchState:
         if self._finished:
             return []
         self._assign(actions)
-        actions += [Emit(result) for result in self._results]  # workers first
+        actions += self._results  # workers first
         self._results.clear()
         self._finish(actions)
         return actions
@@ -163,38 +188,52 @@ class BatchState:
     def _open(self, row: Row) -> None:
         missing = [sample for sample in range(self._samples) if sample not in row.finished]
         if row.error is not None:
-            self._results += [RowResult(row, sample, None, None, row.error) for sample in missing]
+            self._results += [Emit(RowResult(row, sample, None, None, row.error)) for sample in missing]
         elif not self._stopping:
             slot = Slot(row)
-            self._waiting += [Job(slot, sample, row_seed(self._run_seed, row.index, sample)) for sample in missing]
+            self._waiting.add(Job(slot, sample, row_seed(self._run_seed, row.index, sample)) for sample in missing)
             self._unfinished += len(missing)
 
-    def _close(self, result: RowResult) -> None:
-        self._results.append(result)
+    def _close(self, job: Job, result: RowResult, worker: int | None = None) -> None:
+        job.done = True
+        self._results.append(Emit(result, worker))
         self._unfinished -= 1
+        if job.copies > 1:
+            self._results += [Drop(w, job) for w, held in self._held.items() if w != worker and job in held]
+
+    def _close_window(self, worker: int) -> bool:
+        """A worker gets nothing for now; whether it did."""
+        window = self._windows.pop(worker, None)
+        self._places -= window.size if window else 0
+        self._hungry.discard(worker)
+        return window is not None
 
     def _failed(self, worker: int, job: Job, error: SamplerPoolError, actions: list[Action]) -> None:
-        self._note(worker, error, job.row.params or {}, actions)
+        if not job.done or not isinstance(error, Aborted):
+            self._note(worker, error, actions)
         death = is_death(error)
+        if job.done:
+            self._ended(worker, job, "died" if death else "done", error)
+            return
         job.attempts -= death or isinstance(error, UNTRIED) or error.data.get("sent") is False
         if death:
             self._ended(worker, job, "died", error)
-        elif isinstance(error, NOT_THE_ROWS_FAULT) and job.attempts < MAX_ATTEMPTS:
+        elif isinstance(error, NOT_THE_ROWS_FAULT) and (job.attempts < MAX_ATTEMPTS or job.copies > 1):
             self._ended(worker, job, "returned")
         else:
             transient = isinstance(error, NOT_THE_ROWS_FAULT)
             if transient:
                 error = type(error)(f"{error.message} Given up after {job.attempts} attempts.", **error.data)
             transient |= self._fatal is not None  # no row's own, so not to be found in an output
-            self._close(RowResult(job.row, job.sample, job.seed, None, error, transient=transient))
+            self._close(job, RowResult(job.row, job.sample, job.seed, None, error, transient=transient), worker)
             self._ended(worker, job, "done")
 
-    def _note(self, worker: int, error: SamplerPoolError, own: Mapping[str, Any], actions: list[Action]) -> None:
-        """What a failure says of the worker, and of parameters but for the row's own, as all rows share these."""
-        if isinstance(error, UnsupportedParameter) and error.data.get("parameter") not in own:
+    def _note(self, worker: int, error: SamplerPoolError, actions: list[Action]) -> None:
+        """What a failure says of the worker."""
+        if isinstance(error, UnsupportedParameter):  # all rows share their parameters
             self._fatal = error
         if isinstance(error, WorkerError):
-            if self._windows.pop(worker, None):
+            if self._close_window(worker):
                 self._coming.add(worker)  # until more is known
         elif isinstance(error, WorkerDraining):
             self._draining.add(worker)
@@ -207,35 +246,73 @@ class BatchState:
         """A worker holds a job no more."""
         held = self._held[worker]
         del held[job]
-        verdict = self._suspects.ended(worker, job, end, held, error)
+        job.copies -= 1
+        if (window := self._windows.get(worker)) and len(held) <= window.refill_at:
+            self._hungry.add(worker)
+        verdict = self._suspects.ended(worker, job, end, held, error, settled=job.done or job.copies > 0)
         if verdict is NOTHING:  # as for nearly every job there is
             return
         for convict in verdict.convicted:
-            self._close(RowResult(convict.row, convict.sample, convict.seed, None, verdict.error))
+            self._close(convict, RowResult(convict.row, convict.sample, convict.seed, None, verdict.error))
         if self._stopping:
             self._suspects.drop()
         else:  # ahead of all others, because they are nearest to what is to be given back next
-            self._waiting.extendleft(reversed(verdict.released))
+            self._waiting.put_back(verdict.released)
 
     # ---- who gets what --------------------------------------------------------------------------------------------
 
     def _assign(self, actions: list[Action]) -> None:
-        if self._fatal or not (self._waiting or self._suspects.waiting):
+        if self._fatal:
             return
-        hungry = {w: n for w, window in self._windows.items() if (n := len(self._held[w])) <= window.refill_at}
-        if not (hungry or self._suspects.waiting):
+        if self._suspects.waiting:
+            free = self._free(self._windows.keys())
+            self._try_suspects(free, actions)
+        elif self._hungry:
+            free = self._free(self._hungry)
+        else:
             return
-        free = {w for w in self._windows.keys() - self._draining - self._resting if not self._suspects.engaged(w)}
-        self._try_suspects(free, actions)
         if self._waiting:
-            windows = {worker: self._windows[worker] for worker in hungry if worker in free}
-            for worker, count in hand_out(len(self._waiting), hungry, windows).items():
-                self._send(worker, [self._waiting.popleft() for _ in range(count)], actions)
+            windows = {worker: self._windows[worker] for worker in free & self._hungry}
+            outstanding = {worker: len(self._held[worker]) for worker in windows}
+            for worker, count in hand_out(len(self._waiting), outstanding, windows).items():
+                self._send(worker, self._waiting.take(count), actions)
+        elif self._input_ended and not (self._stopping or self._suspects.waiting):
+            self._take_over(free, actions)
+
+    def _free(self, workers: Iterable[int]) -> set[int]:
+        """Which of them may get ordinary rows."""
+        busy = self._draining | self._resting
+        return {worker for worker in workers if worker not in busy and not self._suspects.engaged(worker)}
+
+    def _take_over(self, free: set[int], actions: list[Action]) -> None:
+        """Have workers with room begin what others would end later."""
+        if self._now_s < self._looked_at_s + TAKE_OVER_EVERY_S:
+            return
+        self._looked_at_s = self._now_s
+        room = {w: self._windows[w].batch - len(self._held[w]) for w in free}
+        idle = {worker: count for worker, count in room.items() if count > 0}
+        if not idle:
+            return
+        held = {w: list(self._held[w]) for w in self._windows if not self._suspects.engaged(w)}
+        expected: list[Expected] = []
+        for worker, jobs in held.items():
+            asked = [Asked(job.sent_at_s, job.row.expected_tokens, self._max_new_tokens) for job in jobs]
+            batch = self._windows[worker].batch
+            of_worker = self._speed.expect(worker, asked, batch, self._now_s)
+            expected += [one for one in of_worker if jobs[one.place].copies == 1]
+        for one, worker in take_over(expected, idle, self._speed):
+            self._send(worker, [held[one.worker][one.place]], actions)
 
     def _send(self, worker: int, jobs: list[Job], actions: list[Action]) -> None:
+        held = self._held[worker]
         for job in jobs:
             job.attempts += 1
-            self._held[worker][job] = None
+            job.copies += 1
+            if job.copies == 1:
+                job.sent_at_s = self._now_s
+            held[job] = None
+        if (window := self._windows.get(worker)) and len(held) > window.refill_at:
+            self._hungry.discard(worker)
         actions.append(Assign(worker, jobs))
 
     def _try_suspects(self, free: set[int], actions: list[Action]) -> None:

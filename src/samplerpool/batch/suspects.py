@@ -49,13 +49,15 @@ class Case:
     Args:
         pending: those that have not ended.
         trial: the group that runs apart.
-        alone: at the death one row was in flight.
+        fell: the worker died.
+        alone: at its death one row was in flight.
     """
 
     pending: dict[Job, None]
     trial: Group | None = None
     died: list[Job] = field(default_factory=list)
     returned: list[Job] = field(default_factory=list)
+    fell: bool = False
     alone: bool = False
     error: SamplerPoolError | None = None
 
@@ -132,26 +134,35 @@ class Suspects:
     # ---- what becomes of jobs -------------------------------------------------------------------------------------
 
     def ended(
-        self, worker: int, job: Job, end: End, held: Iterable[Job] = (), error: SamplerPoolError | None = None
+        self,
+        worker: int,
+        job: Job,
+        end: End,
+        held: Iterable[Job] = (),
+        error: SamplerPoolError | None = None,
+        *,
+        settled: bool = False,
     ) -> Verdict:
         """A job has ended.
 
         Args:
             held: what its worker still holds.
             error: of a death.
+            settled: its answer is there, or will come from another worker, so nothing is to become of it here.
         """
         case = self._cases.get(worker)
         if case is None:
             if end != "died":
-                return NOTHING if end == "done" else Verdict(released=[job])
+                return NOTHING if end == "done" or settled else Verdict(released=[job])
             case = self._cases[worker] = Case(dict.fromkeys(held))
         case.pending.pop(job, None)
         if end == "died":
-            if not case.died:
+            if not case.fell:
                 case.alone = not case.returned and all(other.slot is job.slot for other in case.pending)
-            case.died.append(job)
-            case.error = error
-        elif end == "returned":
+            case.fell, case.error = True, error
+            if not settled:
+                case.died.append(job)
+        elif end == "returned" and not settled:
             case.returned.append(job)
         if case.pending:
             return NOTHING
@@ -163,11 +174,13 @@ class Suspects:
         if case.trial and returned:
             self._waiting.appendleft(Group(returned))  # not tried, so as suspect as before
             returned = []
-        if not died:
+        if not case.fell:
             if case.trial and not case.returned:
                 self._survived(case.trial)
             return Verdict(released=returned)
         self.deaths[worker] += 1
+        if not died:
+            return Verdict(released=returned)
         if case.alone:
             (self._doubts if self.doubtful(worker) else self._strikes)[died[0].slot] += 1
         if isinstance(case.error, EngineBroken):

@@ -154,20 +154,20 @@ class Tally:
         worker.slots = slots
         worker.restarts += another
 
-    def answer(self, worker: int, answer: Answer) -> None:
-        """A worker answered."""
-        tally = self.workers[worker]
-        tally.rows += 1
-        tally.tokens += answer.completion_tokens
-        self.answered += 1
-        self.prompt_tokens += answer.prompt_tokens
-        self.completion_tokens += answer.completion_tokens
-
-    def emitted(self, result: RowResult) -> None:
-        """A row was given back."""
+    def emitted(self, result: RowResult, worker: int | None) -> None:
+        """A row was given back, with the answer of that worker, or an error."""
         self.rows += 1
         if result.error is not None:
             self.errors[type(result.error).__name__] += 1
+        if result.answer is not None and worker is not None:
+            self._answered(result.answer, self.workers[worker])
+
+    def _answered(self, answer: Answer, worker: WorkerTally) -> None:
+        worker.rows += 1
+        worker.tokens += answer.completion_tokens
+        self.answered += 1
+        self.prompt_tokens += answer.prompt_tokens
+        self.completion_tokens += answer.completion_tokens
 
     def progress(
         self,

@@ -52,6 +52,11 @@ OTHERS: dict[str, str] = {
     default="row",
     help="A row that fails becomes an error row, or stops the batch.",
 )
+@click.option(
+    "--length-column",
+    metavar="NAME",
+    help="The column that tells about how many tokens a row's answer will have; long ones are begun early.",
+)
 @click.option("--fetch-media", is_flag=True, help="Get images, videos and sounds from http(s) URLs, too, from here.")
 @sampling_options
 @model_options
@@ -72,6 +77,7 @@ def command(
     overwrite: bool,
     accept_changes: bool,
     on_error: str,
+    length_column: str | None,
     fetch_media: bool,
     sampling: dict[str, Any],
     **model_settings: Any,
@@ -95,7 +101,17 @@ def command(
     begun = Begun()
     if detach and not begun.detached:
         return start_detached(source, output, command_with("--resume"))
-    job = Job(source, selection, output, overwrite, accept_changes, on_error == "stop", fetch_media, sampling)
+    job = Job(
+        source=source,
+        selection=selection,
+        output=output,
+        overwrite=overwrite,
+        accept_changes=accept_changes,
+        stop_on_error=on_error == "stop",
+        fetch_media=fetch_media,
+        length_column=length_column,
+        sampling=sampling,
+    )
     with BatchOutput(
         output,
         job.samples,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from samplerpool.cli.main import EXIT_INTERRUPTED, EXIT_ROW_ERRORS
 from samplerpool.client.connection import PoolConnection
 from samplerpool.data.answers import RowResult, error_text
 from samplerpool.data.collection import DataCollection
+from samplerpool.data.rows import Row, with_expected_tokens
 from samplerpool.data.selection import Selection
 from samplerpool.errors import BatchError, FingerprintMismatch, UsageError
 
@@ -44,6 +45,7 @@ class Job:
     accept_changes: bool
     stop_on_error: bool
     fetch_media: bool
+    length_column: str | None
     sampling: dict[str, Any]
 
     @property
@@ -79,6 +81,9 @@ def run(job: Job, data: DataCollection, output: BatchOutput, connection: PoolCon
         if result.error is not None and job.stop_on_error:
             raise BatchError(f"Row {result.row.index} failed, and --on-error is stop: {error_text(result.error)}")
 
+    rows: Iterable[Row] = job.selection.rows(data)
+    if job.length_column is not None:
+        rows = with_expected_tokens(rows, job.length_column)
     with (
         stop_switch() as stop,
         view_for(sys.stderr) as view,
@@ -88,7 +93,7 @@ def run(job: Job, data: DataCollection, output: BatchOutput, connection: PoolCon
         progress = _ProgressShell(view, stop, begun)
         return run_durably(
             connection,
-            job.selection.rows(data),
+            rows,
             output,
             source=job.source,
             input_bytes=_size(data),

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from samplerpool.config.sampling import SAMPLING
 from samplerpool.data.converters import AutoConverter, Converter, at_place, sample_of
 from samplerpool.data.entries import to_answer
 from samplerpool.errors import BadRow, RenderError, SamplerPoolError, UsageError
@@ -31,7 +30,7 @@ class Row:
         error: why it cannot be answered.
         folder: where relative paths of its images, videos and sounds begin; else in the working directory.
         finished: the samples of it that an earlier run has.
-        params: sampling parameters that hold for it alone.
+        expected_tokens: of its answer, where that is known beforehand; long ones are begun early.
     """
 
     index: int
@@ -42,7 +41,7 @@ class Row:
     error: SamplerPoolError | None = None
     folder: str = field(default="", compare=False)
     finished: frozenset[int] = frozenset()
-    params: Mapping[str, Any] | None = None
+    expected_tokens: int | None = field(default=None, compare=False)
 
 
 _AUTO = AutoConverter()
@@ -77,7 +76,7 @@ def row_of(sample: Sample, index: int, place: str, columns: dict[str, Any], fold
         messages, reference = to_answer(sample)
     except (BadRow, RenderError) as error:
         return Row(index, columns, error=at_place(error, place))
-    return Row(index, columns, messages, sample.get("tools"), reference, folder=folder, params=sample.get(SAMPLING))
+    return Row(index, columns, messages, sample.get("tools"), reference, folder=folder)
 
 
 def rows_from_dataset(dataset: Dataset | str | Path) -> Iterator[Row]:
@@ -141,4 +140,22 @@ def with_system(rows: Iterable[Row], text: str) -> Iterator[Row]:
     for row in rows:
         if row.messages and row.messages[0]["role"] != "system":
             row.messages = [system, *row.messages]
+        yield row
+
+
+def with_expected_tokens(rows: Iterable[Row], column: str) -> Iterator[Row]:
+    """Note how long a column says the rows' answers will be; where it holds no number, nothing is known.
+
+    Args:
+        column: with the number of tokens.
+
+    Raises:
+        UsageError: the first row has no such column.
+    """
+    for number, row in enumerate(rows):
+        tokens = row.columns.get(column)
+        if not number and row.columns and column not in row.columns:
+            raise UsageError(f"The rows have no column {column!r} for lengths; they have: {', '.join(row.columns)}.")
+        if isinstance(tokens, int | float) and not isinstance(tokens, bool) and 0 <= tokens < float("inf"):
+            row.expected_tokens = int(tokens)
         yield row
