@@ -156,3 +156,40 @@ def test_an_output_with_rows_missing_twice_or_out_of_order_is_noticed(bench, tmp
     for lines, wrong in ((rows, 0), (rows[:3], 1), ([*rows, rows[3]], 2), ([rows[1], rows[0], *rows[2:]], 2)):
         output.write_text("\n".join(lines) + "\n")
         assert scale.check_output(output, 4) == wrong
+
+
+# ---- how long a skewed run takes, on simulated time ----------------------------------------------------------------
+
+PACES_S = {  # seconds a token; each worker works on so many requests at a time
+    "equal": (16, [0.02] * 4),
+    "of four speeds": (16, [0.01, 0.02, 0.03, 0.04]),
+    "of two speeds, large batches": (64, [0.02, 0.06]),
+}
+
+
+@pytest.mark.parametrize("pool", PACES_S)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_skewed_run_is_near_the_lower_bound(bench, pool, seed):
+    b = bench("_simulated")
+    batch, paces_s = PACES_S[pool]
+    machines = [b.Machine(batch, pace_s) for pace_s in paces_s]
+    lengths = b.zipf_lengths(3000, seed, longest=1024)
+    bound_s = b.lower_bound_s(lengths, machines)
+    known = b.Simulation(lengths, machines, known=True).run()
+    unknown = b.Simulation(lengths, machines, known=False).run()
+    assert bound_s <= known.seconds <= 1.01 * bound_s
+    longest_s = max(lengths) * min(machine.pace_s for machine in machines)
+    assert unknown.seconds <= bound_s + 1.5 * longest_s  # the longest row may happen to be the last one
+    assert unknown.wasted <= 0.1 * sum(lengths)
+    assert b.static_split_s(lengths, machines) >= 1.05 * bound_s
+
+
+def test_without_taking_over_a_slow_worker_would_hold_the_run_up(bench, monkeypatch):
+    b = bench("_simulated")
+    machines = [b.Machine(16, pace_s) for pace_s in (0.01, 0.02, 0.03, 0.04)]
+    lengths = b.zipf_lengths(3000, 0, longest=1024)
+    with_it = b.Simulation(lengths, machines, known=False).run()
+    monkeypatch.setattr("samplerpool.batch.state.take_over", lambda *_: [])
+    without = b.Simulation(lengths, machines, known=False).run()
+    assert with_it.taken_over > 0 == without.taken_over
+    assert with_it.seconds < 0.95 * without.seconds
