@@ -268,7 +268,9 @@ def test_folders_that_datasets_wrote(tmp_path):
     assert by_number(records) == list(records)
     assert records[1].place == "one, row 2"
     assert [path.suffix for path in records.paths] == [".arrow"]
-    assert len(open_source(str(tmp_path / "both"))) == 6
+    notes = []
+    assert len(open_source(str(tmp_path / "both"), note=notes.append)) == 6
+    assert notes == [f"{tmp_path / 'both'}: the split train, of train, test; a YAML file can name another one"]
     assert [r.columns for r in open_source(str(tmp_path / "both"), split="test")] == [ROWS[2]]
     datasets.DatasetDict({"test": one}).save_to_disk(str(tmp_path / "only"))
     assert len(open_source(str(tmp_path / "only"))) == 6

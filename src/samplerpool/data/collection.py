@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 
 from samplerpool.data.converters import at_place, sample_of
 from samplerpool.data.dataset_info import DEFAULT_NAME, DatasetInfo, DatasetName, dataset_infos
-from samplerpool.data.entries import Form, inference_entry, is_failed_answer, training_entries
+from samplerpool.data.entries import Form, inference_entry, training_entries
 from samplerpool.data.mixture import ONCE, Share
 from samplerpool.data.records import Record
 from samplerpool.data.rows import Row, row_of
@@ -175,7 +175,9 @@ class _Member:
         self._form = form
         self._share = Share(info.size, ONCE if info.weight == 1 else Fraction(str(info.weight)))
         self._converter = info.make_converter(note)
-        self._records = open_source(info.path, source=info.source, split=info.split, streaming=info.streaming)
+        self._records = open_source(
+            info.path, source=info.source, split=info.split, streaming=info.streaming, note=note
+        )
         self._entry_ends: array[int] | None = None
         path = Path(info.path).expanduser()
         self._folder = str(path if path.is_dir() else path.parent)
@@ -242,8 +244,6 @@ class _Member:
 
     def _entries(self, record: Record) -> list[Entry]:
         """What a record gives: one entry, or in the form for training one for each turn that is learned from."""
-        if self._form == "training" and is_failed_answer(record.columns):
-            return []
         if record.error is not None:
             return [Entry(record, None, record.error)]
         try:

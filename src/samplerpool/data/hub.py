@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +74,12 @@ def open_hub(name: str, *, split: str, streaming: bool) -> LibraryRecords:
     return LibraryRecords(dataset, name)
 
 
-def open_saved(path: Path, split: str | None) -> LibraryRecords:
+def open_saved(path: Path, split: str | None, note: Callable[[str], None] | None = None) -> LibraryRecords:
     """A folder that ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk`` wrote.
 
     Args:
         split: which one of a ``DatasetDict``; None for ``train``, or the only one.
+        note: gets a sentence where nobody has said which of several.
 
     Raises:
         DataFileError: it is broken, has no such split, or ``datasets`` is not installed.
@@ -94,6 +95,8 @@ def open_saved(path: Path, split: str | None) -> LibraryRecords:
             raise DataFileError(
                 f"The data set in {path} has no split {wanted!r}; it has: {', '.join(dataset)}.", path=str(path)
             )
+        if split is None and len(dataset) > 1 and note is not None:
+            note(f"{path}: the split {wanted}, of {', '.join(dataset)}; a YAML file can name another one")
         dataset = dataset[wanted]
     elif split is not None:
         raise DataFileError(f"The data set in {path} has no splits, so leave {split!r} out.", path=str(path))

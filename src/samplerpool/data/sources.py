@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from samplerpool.data.arrow import ArrowFile, ParquetFile
@@ -25,7 +26,14 @@ _SAVED_BY_DATASETS = ("state.json", "dataset_dict.json")
 _ABOUT_THE_DATA = ("dataset_info.json", "dataset_infos.json", "README.txt", "LICENSE.txt")
 
 
-def open_source(path: str, *, source: str | None = None, split: str | None = None, streaming: bool = False) -> Records:
+def open_source(
+    path: str,
+    *,
+    source: str | None = None,
+    split: str | None = None,
+    streaming: bool = False,
+    note: Callable[[str], None] | None = None,
+) -> Records:
     """The records of a file, a folder of files, or a data set of the hub.
 
     Args:
@@ -33,6 +41,7 @@ def open_source(path: str, *, source: str | None = None, split: str | None = Non
         source: ``local`` or ``hf_hub``; None: what is here, else the hub.
         split: of a data set that has several; None for ``train`` on the hub, and for all files of a folder.
         streaming: read a data set of the hub without downloading it first.
+        note: gets a sentence about a choice that nobody has made.
 
     Raises:
         DataFileError: it is missing, unreadable, empty, or in no known format; or a library for it is missing.
@@ -42,7 +51,7 @@ def open_source(path: str, *, source: str | None = None, split: str | None = Non
     if source == "hf_hub" or (source is None and not is_here and is_hub_id(path)):
         return open_hub(path, split=split or "train", streaming=streaming)
     if place.is_dir():
-        return _open_folder(place, split)
+        return _open_folder(place, split, note)
     if split not in (None, "train"):
         raise DataFileError(f"{path} is one file and has no splits, so leave {split!r} out.", path=path)
     return open_file(place)
@@ -79,10 +88,10 @@ def open_file(path: Path) -> Records:
     return (JsonList if opening.start.lstrip().startswith(b"[") else JsonLines)(path, opening)
 
 
-def _open_folder(folder: Path, split: str | None) -> Records:
+def _open_folder(folder: Path, split: str | None, note: Callable[[str], None] | None) -> Records:
     """All data files in it and below, by name; those of one split carry its name, as on the hub."""
     if any((folder / name).is_file() for name in _SAVED_BY_DATASETS):
-        return open_saved(folder, split)
+        return open_saved(folder, split, note)
     files = [path for path in sorted(folder.rglob("*")) if _is_data(path.relative_to(folder)) and path.is_file()]
     if not files:
         raise DataFileError(
