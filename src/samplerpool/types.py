@@ -86,8 +86,8 @@ class Sample(TypedDict, total=False):
 
     ``messages``: the conversation; or ``chosen_messages`` and ``rejected_messages``: the pair. ``tools``: JSON text
     of the tools on offer. ``extra_info``: passed on as it is. ``_dataset_name``: of the data set that it comes
-    from. Answered ones also have ``generation``: how it was answered, and ``reference``: the assistant's turn that
-    stood at the end.
+    from. ``_sampling``: sampling parameters that a converter found for it alone. Answered ones also have
+    ``generation``: how it was answered, and ``reference``: the assistant's turn that stood at the end.
     """
 
     messages: list[Message]
@@ -96,6 +96,7 @@ class Sample(TypedDict, total=False):
     tools: str
     extra_info: str
     _dataset_name: str
+    _sampling: dict[str, Any]
     reference: Message
     generation: Generation
 

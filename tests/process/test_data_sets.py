@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import gzip
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from samplerpool import BaseSampler, DataEngine, ModelArguments, SampleArguments, SyncSampler, run_chat
 from samplerpool.config.arguments import EngineConfig
+from samplerpool.data.sources import open_source
 from samplerpool.engine.scripted import ScriptedEngine, ScriptedRenderer
 
 TIMEOUT_S = 60.0
@@ -114,6 +116,48 @@ def test_the_command_reads_tables_and_several_sets(sampler: SyncSampler, tmp_pat
     assert (run.returncode, "are the same file" in run.stderr) == (2, True)
     run = batch(sampler, source, "--converter", "alpacca", "--output", str(tmp_path / "none.jsonl"))
     assert (run.returncode, "Did you mean 'alpaca'" in run.stderr) == (2, True)
+
+
+def test_the_command_chooses_rows_and_writes_what_was_asked_for(sampler: SyncSampler, tmp_path: Path) -> None:
+    requests = [
+        {"messages": [{"role": "user", "content": "[[say:a]]"}], "max_tokens": 64},
+        {"messages": [{"role": "user", "content": "[[say:b]]"}], "audio": {}},
+        {"messages": [{"role": "user", "content": "[[say:long answer]]"}], "max_tokens": 4, "seed": 3},
+        {"messages": [{"role": "user", "content": "[[say:d]]"}], "n": 3},
+    ]
+    source = tmp_path / "requests.jsonl"
+    lines = [{"custom_id": f"r{n}", "url": "/v1/chat/completions", "body": body} for n, body in enumerate(requests)]
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    output = tmp_path / "out.jsonl.gz"
+    arguments = [str(source), "--output", str(output), "--output-format", "openai", "--n", "2"]
+    run = batch(sampler, *arguments)
+    assert run.returncode == 3, run.stderr
+    assert "converter openai_batch, chosen by the columns custom_id, url, body" in run.stderr
+    found = [json.loads(line) for line in gzip.decompress(output.read_bytes()).splitlines()]
+    assert [line["custom_id"] for line in found] == ["r0", "r1", "r2", "r3"]
+    assert [line["response"]["status_code"] for line in found] == [200, 400, 200, 400]
+    bodies = [line["response"]["body"] for line in found]
+    assert [[c["message"]["content"] for c in body.get("choices", ())] for body in bodies[::2]] == [
+        ["a"] * 2,
+        ["long"] * 2,
+    ]
+    assert bodies[2]["choices"][0]["finish_reason"] == "length"
+    assert "run it with --n 3" in bodies[3]["error"]["message"]
+    before = output.read_bytes()
+    run = batch(sampler, *arguments, "--retry-errors")  # which fail again, to the same bytes
+    assert (run.returncode, output.read_bytes()) == (3, before), run.stderr
+
+    chosen = ["--prompt-template", "{{ body.messages[0].content }}", "--select", "custom_id != 'r1'"]
+    output = tmp_path / "out.parquet"
+    run = batch(sampler, str(source), "--output", str(output), *chosen, "--shuffle-seed", "1", "--limit", "2")
+    assert run.returncode == 0, run.stderr
+    indexes = [record.columns["generation"]["index"] for record in open_source(str(output))]
+    assert len(set(indexes) & {0, 2, 3}) == 2
+    assert indexes == sorted(indexes)
+    run = batch(
+        sampler, str(source), "--output", str(output), *chosen, "--shuffle-seed", "2", "--limit", "2", "--resume"
+    )
+    assert (run.returncode, "shuffle_seed: was 1, is 2" in run.stderr) == (1, True)
 
 
 def test_run_chat_answers_data_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

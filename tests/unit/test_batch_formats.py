@@ -29,7 +29,9 @@ from samplerpool.data.parquet_out import write_parquet
 from samplerpool.data.rows import Row, row_from
 from samplerpool.data.sources import open_source
 from samplerpool.errors import BadRow, DataFileError, FingerprintMismatch, UsageError
+from samplerpool.rendering.renderer import Renderer
 from samplerpool.types import TokenLogprobs
+from tests.tiny_tokenizer import tiny_tokenizer
 
 MANIFEST = Manifest("in.jsonl", 10, None, None, None, {}, {"name": "m"}, "1", 7)
 ENDINGS = ("jsonl", "jsonl.gz", "jsonl.zst", "parquet")
@@ -302,3 +304,33 @@ def test_an_output_is_an_input_again(ending: str, tmp_path: Path, expected: list
     again: list[Row] = [row for row in rows if row.error is None]
     assert [row.messages for row in again] == [expected[index]["messages"][:-1] for index in (0, 1, 2, 4)]
     assert [row.reference for row in again] == [expected[index]["messages"][-1] for index in (0, 1, 2, 4)]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_an_output_is_a_training_set(ending: str, tmp_path: Path) -> None:
+    path = str(written(tmp_path / f"out.{ending}"))
+    streamed = ending in ("jsonl.gz", "jsonl.zst")
+    engine = DataEngine({"mine": {"path": path, "streaming": streamed}}, form="training")
+    renderer = Renderer(tiny_tokenizer())
+    samples = list(engine)  # the row that failed is none
+    learned = [renderer.render_messages(sample["messages"], sample.get("tools")) for sample in samples]
+    learned_ids = [[label for label in made["labels"] if label != -100] for made in learned]
+    texts = [renderer.codec.decode(ids, skip_special_tokens=True) for ids in learned_ids]
+    assert texts == ["x", "ß!", "ß!", "ß!"]
+    assert [len(made["labels"]) for made in renderer.process_samples(samples)] == [len(m["labels"]) for m in learned]
+    if not streamed:
+        assert len(engine) == 4
+        assert [sample["generation"]["index"] for sample in samples] == [0, 1, 2, 4]
+        assert samples[2]["reference"]["content"][0]["value"] == "ja"
+
+
+def test_a_request_of_openai_that_was_answered_is_learned_from_as_well(tmp_path: Path) -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": "2+2?"}]}
+    columns = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    path = tmp_path / "out.jsonl"
+    with BatchOutput(path) as output:
+        output.begin(MANIFEST)
+        output.write(RowResult(row_from(columns, 0, "row"), 0, 11, plain()))
+        output.assemble()
+    (sample,) = DataEngine(str(path), form="training")
+    assert [turn["role"] for turn in sample["messages"]] == ["user", "assistant"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
@@ -74,6 +75,7 @@ def run_durably(
             run_seed=secrets.randbelow(2**32) if seed is None else seed,
             overwrite=overwrite,
             output_format=output.format.name,
+            created=int(time.time()),
         ),
         accept_changes=accept_changes,
     )

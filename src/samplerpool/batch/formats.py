@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Self
 
 from samplerpool.batch.manifest import Manifest
+from samplerpool.config.arguments import OUTPUT_FORMS
 from samplerpool.data.compression import Compression, check_compression, compressed, compression_of, inner_suffix
+from samplerpool.data.openai_results import AnsweredBy, result_lines
 from samplerpool.data.parquet_out import check_parquet, write_parquet
 from samplerpool.errors import UsageError
 
-FORMS = ("jsonl", "parquet")
 _NOT_WRITTEN = {
     ".csv",
     ".tsv",
@@ -31,6 +34,9 @@ _NOT_WRITTEN = {
 _NOT_WRITTEN |= {".bz2", ".xz", ".7z", ".tar", ".tgz", ".lz4", ".br"}
 """Endings that mean a format which is not written. Any other one, that of ``answers.json`` say, means JSON Lines."""
 
+ENVELOPE_BYTES = 800
+"""What stands around an answer in OpenAI's form; its log-probabilities take four times what they do in ours."""
+
 Lines = Callable[[], Iterator[bytes]]
 
 
@@ -39,7 +45,7 @@ class OutputFormat:
     """A format.
 
     Args:
-        form: one of ``FORMS``.
+        form: one of ``OUTPUT_FORMS``; ``openai`` means lines of an OpenAI batch output file.
         compression: of the file as a whole.
     """
 
@@ -60,7 +66,7 @@ class OutputFormat:
             if suffix in _NOT_WRITTEN or path.suffix.lower() in _NOT_WRITTEN:
                 raise UsageError(
                     f"The output {path} cannot be written as {path.suffix}; name it .jsonl, .jsonl.gz, .jsonl.zst or "
-                    f".parquet, or say what it is to be with --output-format ({', '.join(FORMS)})."
+                    f".parquet, or say what it is to be with --output-format ({', '.join(OUTPUT_FORMS)})."
                 )
         if form == "parquet" and compression is not None:
             raise UsageError(f"The output {path} cannot be both: Parquet is compressed inside. Name it .parquet.")
@@ -83,7 +89,7 @@ class OutputFormat:
         Args:
             text_bytes: of its rows as JSON Lines.
         """
-        return text_bytes
+        return text_bytes if self.form != "openai" else 4 * text_bytes + ENVELOPE_BYTES * rows
 
     def write(self, lines: Lines, file: BinaryIO, manifest: Manifest) -> None:
         """Write a file.
@@ -99,10 +105,21 @@ class OutputFormat:
             write_parquet(lines, file)
             return
         target: IO[bytes] = file if self.compression is None else compressed(file, self.compression)
-        for line in lines():
+        rows = lines() if self.form == "jsonl" else result_lines(lines(), _answered_by(manifest))
+        for line in rows:
             target.write(line)
         if target is not file:
             target.close()
+
+
+def _answered_by(manifest: Manifest) -> AnsweredBy:
+    model = json.dumps(manifest.model, sort_keys=True, default=str)
+    return AnsweredBy(
+        model=str(manifest.model.get("name") or "samplerpool"),
+        fingerprint=f"fp_{hashlib.blake2b(model.encode(), digest_size=5).hexdigest()}",
+        created=manifest.created,
+        run_seed=manifest.run_seed,
+    )
 
 
 class Hashed(io.RawIOBase):

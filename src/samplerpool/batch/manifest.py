@@ -16,7 +16,7 @@ from samplerpool.errors import BatchError
 
 FORMAT = 1
 SHOWN_CHARACTERS = 60
-_NOT_COMPARED = frozenset(("run_seed", "source", "overwrite", "outputs", "format"))
+_NOT_COMPARED = frozenset(("run_seed", "source", "overwrite", "outputs", "format", "created"))
 """The seed is taken from the manifest; a file may have another name by now."""
 
 
@@ -37,6 +37,7 @@ class Manifest:
         overwrite: what stood in the output's place is to be replaced.
         outputs: hashes of the outputs that were put together; more than one where errors were tried again.
         output_format: by name, see ``batch.formats``.
+        created: when the run began, in seconds since 1970.
     """
 
     source: str
@@ -56,6 +57,7 @@ class Manifest:
     select: str | None = None
     shuffle_seed: int | None = None
     output_format: str = "jsonl"
+    created: int = 0
 
     @property
     def samples(self) -> int:

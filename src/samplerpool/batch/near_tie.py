@@ -102,6 +102,10 @@ class NearTies:
         self._params = {name: value for name, value in params.items() if name not in ("num_return_sequences", "seed")}
         self._tolerance = tolerance
 
+    def with_params(self, params: Mapping[str, Any]) -> NearTies:
+        """The same about answers with other sampling parameters."""
+        return NearTies(self._connection, params, self._tolerance)
+
     def explain(self, prompt: ChatPrompt, seed: int, wanted: Ending) -> Telling:
         """Why the answer is not the wanted one any more.
 

@@ -156,11 +156,16 @@ def open_results(files: RunFiles) -> Results:
     Raises:
         BatchError, DataFileError: there are none, or they cannot be read.
     """
-    if files.finished:
+    if files.finished and not files.manifest.output_format.startswith("openai"):
         return OutputFile(files.path, files.manifest.output_format)
     try:
         return JournalRows(files.journal)
     except FileNotFoundError as error:
+        if files.finished:
+            raise BatchError(
+                f"{files.path} is in OpenAI's form, which has no rows as the run knows them, and its journal is gone.",
+                path=str(files.path),
+            ) from error
         raise BatchError(f"There is neither {files.path} nor {files.journal}: nothing has been answered.") from error
     except OSError as error:
         raise BatchError(f"{files.journal} cannot be read: {error.strerror}.", path=str(files.journal)) from error

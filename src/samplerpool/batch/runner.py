@@ -34,6 +34,7 @@ from samplerpool.client.connection import Call, PoolConnection, WorkerView
 from samplerpool.config.sampling import sampling_params
 from samplerpool.data.answers import Answer, RowResult, output_row
 from samplerpool.data.media import with_media_read
+from samplerpool.data.per_row import request_params, with_checked_params
 from samplerpool.data.rows import Row, rows_from_dataset
 from samplerpool.errors import BatchError, RenderError, SamplerPoolError
 from samplerpool.types import Dataset, FinishReason, Message, Sample
@@ -106,7 +107,8 @@ def run_batch(
         run_seed = secrets.randbelow(2**32) if seed is None else seed
     state = BatchState(run_seed, samples, given.get("max_new_tokens"))
     tally = Tally(time.monotonic(), None if total is None else total * samples, before)
-    run = _Run(connection, iter(rows), given, state, tally, on_result, on_progress, stop or StopSwitch(), fetch_media)
+    rows = with_checked_params(rows, given, samples)
+    run = _Run(connection, rows, given, state, tally, on_result, on_progress, stop or StopSwitch(), fetch_media)
     complete = run.go()
     return tally.summary(time.monotonic(), run_seed, complete=complete)
 
@@ -312,7 +314,7 @@ class _Run:
                 unreadable = error
             call = Call(
                 ChatPrompt(messages, row.tools),
-                {**self._params, "seed": job.seed},
+                request_params(self._params, row, job.sample, job.seed),
                 priority=BATCH_PRIORITY,
                 stream=False,
                 parse=True,

@@ -18,7 +18,8 @@ so far (``batch.plan``): two workers hold such a job then, and the first answer 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from samplerpool.batch.events import (
     Action,
@@ -210,7 +211,7 @@ class BatchState:
 
     def _failed(self, worker: int, job: Job, error: SamplerPoolError, actions: list[Action]) -> None:
         if not job.done or not isinstance(error, Aborted):
-            self._note(worker, error, actions)
+            self._note(worker, error, job.row.params or {}, actions)
         death = is_death(error)
         if job.done:
             self._ended(worker, job, "died" if death else "done", error)
@@ -228,9 +229,9 @@ class BatchState:
             self._close(job, RowResult(job.row, job.sample, job.seed, None, error, transient=transient), worker)
             self._ended(worker, job, "done")
 
-    def _note(self, worker: int, error: SamplerPoolError, actions: list[Action]) -> None:
-        """What a failure says of the worker."""
-        if isinstance(error, UnsupportedParameter):  # all rows share their parameters
+    def _note(self, worker: int, error: SamplerPoolError, own: Mapping[str, Any], actions: list[Action]) -> None:
+        """What a failure says of the worker, and of parameters but for the row's own, as all rows share these."""
+        if isinstance(error, UnsupportedParameter) and error.data.get("parameter") not in own:
             self._fatal = error
         if isinstance(error, WorkerError):
             if self._close_window(worker):
@@ -296,12 +297,17 @@ class BatchState:
         held = {w: list(self._held[w]) for w in self._windows if not self._suspects.engaged(w)}
         expected: list[Expected] = []
         for worker, jobs in held.items():
-            asked = [Asked(job.sent_at_s, job.row.expected_tokens, self._max_new_tokens) for job in jobs]
+            asked = [Asked(job.sent_at_s, job.row.expected_tokens, self._most_tokens(job)) for job in jobs]
             batch = self._windows[worker].batch
             of_worker = self._speed.expect(worker, asked, batch, self._now_s)
             expected += [one for one in of_worker if jobs[one.place].copies == 1]
         for one, worker in take_over(expected, idle, self._speed):
             self._send(worker, [held[one.worker][one.place]], actions)
+
+    def _most_tokens(self, job: Job) -> int | None:
+        own = job.row.params or {}
+        most = own.get("max_new_tokens", self._max_new_tokens)
+        return most if isinstance(most, int) else None
 
     def _send(self, worker: int, jobs: list[Job], actions: list[Action]) -> None:
         held = self._held[worker]

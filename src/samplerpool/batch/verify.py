@@ -18,6 +18,7 @@ from samplerpool.client.connection import PoolConnection
 from samplerpool.data.answers import RowResult, error_text, output_row, row_seed
 from samplerpool.data.json_text import from_json, to_json
 from samplerpool.data.media import with_media_read
+from samplerpool.data.per_row import request_params
 from samplerpool.data.rows import Row
 from samplerpool.errors import BadRow, SamplerPoolError
 from samplerpool.wire.messages import ChatPrompt
@@ -179,6 +180,9 @@ def _explained(
     try:
         messages = with_media_read(row.messages, folder=row.folder, fetch=fetch_media)
         seed = row_seed(manifest.run_seed, kept.index, kept.sample)
+        if row.params:
+            own = request_params(manifest.params, row, kept.sample, seed)
+            ties, seed = ties.with_params(own), own["seed"]
         told = ties.explain(ChatPrompt(messages, row.tools), seed, wanted)
     except SamplerPoolError as error:
         detail = f"{verdict.detail}; whether at a near-tie, cannot be told: {error_text(error)}"

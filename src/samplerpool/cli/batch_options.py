@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from samplerpool.batch.formats import FORMS
+from samplerpool.config.arguments import OUTPUT_FORMS
 from samplerpool.data.selection import Selection
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -17,8 +17,8 @@ _OPTIONS = (
     click.option(
         "--converter",
         metavar="NAME",
-        help="How rows become conversations: openai, prompt, alpaca, sharegpt, pair, or package.module.function of "
-        "your own. Default: chosen by each row's columns.",
+        help="How rows become conversations: openai, prompt, alpaca, sharegpt, pair, openai_batch, or "
+        "package.module.function of your own. Default: chosen by each row's columns.",
     ),
     click.option("--messages-column", metavar="NAME", help="The column that holds the conversation, or a text."),
     click.option(
@@ -45,8 +45,9 @@ _OPTIONS = (
 )
 output_format_option = click.option(
     "--output-format",
-    type=click.Choice(FORMS),
-    help="Default: by the file's name: .parquet, else JSON Lines. Names that end in .gz or .zst are compressed.",
+    type=click.Choice(OUTPUT_FORMS),
+    help="Default: by the file's name: .parquet, else JSON Lines. openai: lines of an OpenAI batch output file. "
+    "Names that end in .gz or .zst are compressed.",
 )
 
 _NAMES = ("converter", "messages_column", "prompt_template", "system", "select", "shuffle_seed", "limit")

@@ -16,6 +16,7 @@ DTYPES: tuple[str, ...] = ("auto", "float32", "bfloat16", "float16")
 ATTENTION: tuple[str, ...] = ("eager", "sdpa", "flash_attention_2")
 MIN_LOG_BYTES = 4096
 LOG_REQUESTS: tuple[str, ...] = ("errors", "all", "none")
+OUTPUT_FORMS: tuple[str, ...] = ("jsonl", "parquet", "openai")
 SAMPLE_BACKENDS: tuple[str, ...] = ("hf", "dense", "paged", "sequential", "scripted")
 
 
@@ -91,7 +92,7 @@ class DataArguments:
     shuffle_seed: int | None = setting(None, "Answer the rows in the order that this number gives.", low=0)
     limit: int | None = setting(None, "Answer only so many rows.", low=1)
     output: str | None = setting(None, "New file for the answered rows; default: standard output, as JSON lines.")
-    output_format: str | None = setting(None, "Default: by the file's name.", choices=("jsonl", "parquet"))
+    output_format: str | None = setting(None, "Default: by the file's name.", choices=OUTPUT_FORMS)
     fetch_media: bool = setting(False, "Get images, videos and sounds of the rows from http(s) URLs, too.")
 
 

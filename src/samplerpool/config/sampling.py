@@ -10,7 +10,7 @@ import difflib
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, cast
+from typing import Any, Final, Literal, cast
 
 from samplerpool.errors import InvalidParameter
 
@@ -18,6 +18,9 @@ Kind = Literal["int", "float", "bool", "name", "strings", "ints", "words", "bias
 
 MAX_SEED = 2**53 - 1
 """Seeds stay exact in JSON and in JavaScript readers of it."""
+
+SAMPLING: Final = "_sampling"
+"""In a sample, where a converter puts parameters that hold for this row alone; a column of that name does not count."""
 
 MAX_INT32 = 2**31 - 1
 """Lengths and token ids stay exact in the 32-bit tensors of the engines."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 
 from samplerpool.data.converters import at_place, sample_of
 from samplerpool.data.dataset_info import DEFAULT_NAME, DatasetInfo, DatasetName, dataset_infos
-from samplerpool.data.entries import Form, inference_entry, training_entries
+from samplerpool.data.entries import Form, inference_entry, is_failed_answer, training_entries
 from samplerpool.data.mixture import ONCE, Share
 from samplerpool.data.records import Record
 from samplerpool.data.rows import Row, row_of
@@ -244,6 +244,8 @@ class _Member:
 
     def _entries(self, record: Record) -> list[Entry]:
         """What a record gives: one entry, or in the form for training one for each turn that is learned from."""
+        if self._form == "training" and is_failed_answer(record.columns):
+            return []
         if record.error is not None:
             return [Entry(record, None, record.error)]
         try:

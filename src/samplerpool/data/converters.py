@@ -1,7 +1,7 @@
 """Converters by name: functions from a row's columns to a sample, and how one is chosen for a row.
 
-Built in are ``openai``, ``prompt``, ``alpaca``, ``sharegpt`` and ``pair``. ``register_converter`` adds others; a name
-with a dot in it, ``package.module.function``, is imported. ``auto`` chooses by each row's columns.
+Built in are ``openai``, ``prompt``, ``alpaca``, ``sharegpt``, ``pair`` and ``openai_batch``. ``register_converter``
+adds others; a name with a dot in it, ``package.module.function``, is imported. ``auto`` chooses by each row's columns.
 """
 
 from __future__ import annotations
@@ -11,14 +11,18 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, cast
 
+from samplerpool.config.sampling import SAMPLING, sampling_params
 from samplerpool.data import builtin_converters as builtin
 from samplerpool.data.messages import to_v1, tools_text
+from samplerpool.data.openai_requests import COLUMNS as REQUEST_COLUMNS
+from samplerpool.data.openai_requests import is_request, openai_batch
 from samplerpool.errors import BadRow, InvalidParameter, RenderError, SamplerPoolError
 from samplerpool.types import Sample
 
 Converter = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """From a row's columns to a sample: ``messages``, or ``chosen_messages`` and ``rejected_messages``, each in any form
-that ``data.messages.to_v1`` takes; ``tools`` and whatever else may go with it."""
+that ``data.messages.to_v1`` takes; ``tools`` and whatever else may go with it. ``_sampling`` are sampling parameters
+of this row."""
 
 AUTO = "auto"
 
@@ -28,6 +32,7 @@ _converters: dict[str, Converter] = {
     "alpaca": builtin.alpaca,
     "sharegpt": builtin.sharegpt,
     "pair": builtin.pair,
+    "openai_batch": openai_batch,
 }
 
 
@@ -97,7 +102,7 @@ class AutoConverter:
         self._noted: set[str] = set()
 
     def __call__(self, columns: Mapping[str, Any]) -> Mapping[str, Any]:
-        name = builtin.detect(columns)
+        name = "openai_batch" if is_request(columns) else builtin.detect(columns)
         if name is None:
             names = ", ".join(map(str, columns)) or "none"
             raise BadRow(
@@ -106,8 +111,10 @@ class AutoConverter:
         if name not in self._noted:
             self._noted.add(name)
             if self._note is not None and columns.get("messages" if name == "openai" else name) is None:
-                used = ", ".join(str(column) for column in columns if column in builtin.COLUMNS[name])
-                self._note(f"{self._where}: converter {name}, chosen by the columns {used}")
+                read = REQUEST_COLUMNS if name == "openai_batch" else builtin.COLUMNS[name]
+                used = ", ".join(str(column) for column in columns if column in read)
+                model = "; the pool's model answers, whatever their body.model" if read is REQUEST_COLUMNS else ""
+                self._note(f"{self._where}: converter {name}, chosen by the columns {used}{model}")
         return _converters[name](columns)
 
 
@@ -118,7 +125,7 @@ def sample_of(converter: Converter, columns: Mapping[str, Any]) -> Sample:
         BadRow, RenderError: saying which column, and what is wrong.
     """
     try:
-        return _checked(converter(columns))
+        return _checked(converter(columns), columns)
     except SamplerPoolError as error:
         if isinstance(error, BadRow | RenderError):
             raise
@@ -133,7 +140,7 @@ def at_place(error: BadRow | RenderError, place: str) -> BadRow | RenderError:
     return type(error)(f"{place}: {error.message}", **error.data)
 
 
-def _checked(made: Mapping[str, Any]) -> Sample:
+def _checked(made: Mapping[str, Any], columns: Mapping[str, Any]) -> Sample:
     if not isinstance(made, Mapping):
         raise BadRow(f"the converter made {type(made).__name__} of it, not a sample.")
     sample = dict(made)
@@ -148,6 +155,9 @@ def _checked(made: Mapping[str, Any]) -> Sample:
     else:
         names = ", ".join(map(str, sample)) or "nothing"
         raise BadRow(f"the converter made no messages of it, and no pair of them; it made: {names}.")
+    sampling = sample.pop(SAMPLING, None)
+    if sampling is not None and sampling is not columns.get(SAMPLING):  # which was only passed on
+        sample[SAMPLING] = sampling_params(sampling).given()
     tools = tools_text(sample.pop("tools", None))
     if tools is not None:
         sample["tools"] = tools

@@ -42,7 +42,7 @@ class DataEngine:
         converter: for the data sets that name none; None: chosen by each row's columns, which is logged.
         form: ``whole``: samples as they are. ``inference``: the assistant's turn at the end is taken off and kept as
             ``reference``. ``training``: one sample for each supervised turn of the assistant's, which it ends with;
-            all rows are converted once to count them.
+            all rows are converted once to count them. Rows of a batch's output that carry an error give none.
 
     Yields and gives samples: ``messages`` in the v1 form (or ``chosen_messages`` and ``rejected_messages``),
     ``tools`` as JSON text, columns that the converter had no use for, and ``_dataset_name``.

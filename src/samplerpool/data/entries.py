@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from collections.abc import Mapping
+from typing import Any, Literal, cast
 
 from samplerpool.data.messages import split_reference
 from samplerpool.errors import BadRow
@@ -37,6 +38,12 @@ def inference_entry(sample: Sample) -> Sample:
     if reference is not None:
         entry["reference"] = reference
     return cast(Sample, entry)
+
+
+def is_failed_answer(columns: Mapping[str, Any]) -> bool:
+    """Whether a row is one of a batch's output that carries an error: there is nothing to be learned from it."""
+    generation = columns.get("generation")
+    return isinstance(generation, Mapping) and generation.get("error") is not None
 
 
 def training_entries(sample: Sample) -> list[Sample]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from samplerpool.config.sampling import SAMPLING
 from samplerpool.data.converters import AutoConverter, Converter, at_place, sample_of
 from samplerpool.data.entries import to_answer
 from samplerpool.errors import BadRow, RenderError, SamplerPoolError, UsageError
@@ -30,6 +31,7 @@ class Row:
         error: why it cannot be answered.
         folder: where relative paths of its images, videos and sounds begin; else in the working directory.
         finished: the samples of it that an earlier run has.
+        params: sampling parameters that hold for it alone.
         expected_tokens: of its answer, where that is known beforehand; long ones are begun early.
     """
 
@@ -41,6 +43,7 @@ class Row:
     error: SamplerPoolError | None = None
     folder: str = field(default="", compare=False)
     finished: frozenset[int] = frozenset()
+    params: Mapping[str, Any] | None = None
     expected_tokens: int | None = field(default=None, compare=False)
 
 
@@ -76,7 +79,7 @@ def row_of(sample: Sample, index: int, place: str, columns: dict[str, Any], fold
         messages, reference = to_answer(sample)
     except (BadRow, RenderError) as error:
         return Row(index, columns, error=at_place(error, place))
-    return Row(index, columns, messages, sample.get("tools"), reference, folder=folder)
+    return Row(index, columns, messages, sample.get("tools"), reference, folder=folder, params=sample.get(SAMPLING))
 
 
 def rows_from_dataset(dataset: Dataset | str | Path) -> Iterator[Row]:

@@ -17,6 +17,7 @@ from samplerpool.config.sampling import PARAMS, SamplingParams, sampling_params
 from samplerpool.data.answers import Answer, RowResult, output_row, row_seed
 from samplerpool.data.media import has_media, with_media_read
 from samplerpool.data.messages import to_v1, tools_text
+from samplerpool.data.per_row import request_params, with_checked_params
 from samplerpool.data.rows import Row, rows_from_dataset
 from samplerpool.engine.base import BATCH, INTERACTIVE, Engine, PromptRenderer, RequestId, check_adapter
 from samplerpool.engine.loop import Admitted, EngineLoop, RequestEvent, RequestOutput
@@ -138,11 +139,11 @@ class BaseSampler:
                 return await self._answer(row, sample, given, fetch_media)
 
         async with asyncio.TaskGroup() as group:
-            for row in rows_from_dataset(dataset):
+            for row in with_checked_params(rows_from_dataset(dataset), given, samples):
                 for sample in range(samples):
                     await room.acquire()
                     seed = row_seed(run_seed, row.index, sample)
-                    tasks.append(group.create_task(answer(row, sample, {**given, "seed": seed})))
+                    tasks.append(group.create_task(answer(row, sample, request_params(given, row, sample, seed))))
                     tasks[-1].add_done_callback(lambda _: room.release())
         return [cast(Sample, output_row(task.result(), samples)) for task in tasks]
 
