@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from samplerpool.data.json_list import JsonList
 from samplerpool.data.jsonl import JsonLines
 from samplerpool.data.plain_text import SeparatedValues, TextLines
+from samplerpool.data.rows import rows_from_dataset
 from samplerpool.data.sources import open_file, open_source
 from samplerpool.errors import DataFileError
 
@@ -257,6 +258,30 @@ def test_a_folder_is_all_its_data_files_by_name(tmp_path):
     assert [r.columns for r in open_source(str(tmp_path), split="test")] == ROWS[2:4]
     with pytest.raises(DataFileError, match="of the split 'tra'"):
         open_source(str(tmp_path), split="tra")
+
+
+def test_files_of_a_folder_that_may_be_data_are_left_out_with_a_word(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", ROWS[:1])
+    said = []
+    assert len(list(open_source(str(tmp_path), note=said.append))) == 1
+    (tmp_path / "notes.md").write_text("not data")
+    (tmp_path / "cat.png").write_bytes(b"not data either")
+    open_source(str(tmp_path), note=said.append)
+    assert said == []
+    (tmp_path / "sub").mkdir()
+    for name in ("b.xlsx", "sub/c.jsonl.bz2"):
+        (tmp_path / name).write_text("who knows")
+    open_source(str(tmp_path), note=said.append)
+    assert said == [f"{tmp_path}: left out, as they are of no format that is read: b.xlsx, sub/c.jsonl.bz2"]
+
+
+def test_media_are_looked_for_beside_their_own_file(tmp_path):
+    for place in (tmp_path, tmp_path / "sub", tmp_path / "alone"):
+        place.mkdir(exist_ok=True)
+        write_jsonl(place / "a.jsonl", ROWS[:1])
+    for dataset, folders in ((tmp_path, ("", "alone", "sub")), (tmp_path / "alone" / "a.jsonl", ("alone",))):
+        rows = list(rows_from_dataset(dataset))
+        assert [row.folder for row in rows] == [str(tmp_path / name) for name in folders]
 
 
 def test_folders_that_datasets_wrote(tmp_path):

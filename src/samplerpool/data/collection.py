@@ -42,7 +42,7 @@ class DataCollection:
     Args:
         infos: the data sets.
         form: what their samples are for.
-        note: gets a sentence when a converter is chosen by a row's columns.
+        note: gets a sentence when a converter is chosen by a row's columns, or files of a folder are left out.
 
     Raises:
         DataFileError: one of them cannot be read.
@@ -240,7 +240,7 @@ class _Member:
                 return Row(index, columns, error=at_place(error, entry.record.place))
         if entry.sample is None:
             return Row(index, columns, error=entry.error)
-        return row_of(entry.sample, index, entry.record.place, columns, self._folder)
+        return row_of(entry.sample, index, entry.record.place, columns, entry.record.folder or self._folder)
 
     def _entries(self, record: Record) -> list[Entry]:
         """What a record gives: one entry, or in the form for training one for each turn that is learned from."""

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -28,11 +28,13 @@ class Record:
         place: where it stands, for sentences: ``data.jsonl, line 7``.
         columns: what it holds; empty where it could not be read.
         error: why it could not be read.
+        folder: of its file, where that lies in a folder of several.
     """
 
     place: str
     columns: dict[str, Any] = field(default_factory=dict)
     error: BadRow | None = None
+    folder: str = ""
 
 
 class Records(Protocol):
@@ -236,7 +238,8 @@ class JoinedRecords:
 
     def __iter__(self) -> Iterator[Record]:
         for part in self._parts:
-            yield from part
+            for record in part:
+                yield _in_folder(record, part)
 
     def __len__(self) -> int:
         return self._bounds()[-1]
@@ -244,7 +247,7 @@ class JoinedRecords:
     def __getitem__(self, index: int) -> Record:
         ends = self._bounds()
         number = bisect_right(ends, index)
-        return self._parts[number][index - (ends[number - 1] if number else 0)]
+        return _in_folder(self._parts[number][index - (ends[number - 1] if number else 0)], self._parts[number])
 
     def count(self) -> int | None:
         counts = [part.count() for part in self._parts]
@@ -262,3 +265,7 @@ class JoinedRecords:
         if self._ends is None:
             self._ends = list(accumulate(len(part) for part in self._parts))
         return self._ends
+
+
+def _in_folder(record: Record, part: Records) -> Record:
+    return replace(record, folder=str(part.paths[0].parent)) if part.paths else record

@@ -19,6 +19,23 @@ from samplerpool.errors import DataFileError
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".txt")
 COMPRESSED = (".gz", ".zst")
+UNREAD = (
+    ".xlsx",
+    ".xls",
+    ".xml",
+    ".bz2",
+    ".xz",
+    ".zip",
+    ".tar",
+    ".7z",
+    ".orc",
+    ".avro",
+    ".pkl",
+    ".h5",
+    ".db",
+    ".sqlite",
+)
+"""Which hold data often enough that somebody may miss it."""
 SOURCES = ("local", "hf_hub")
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -41,7 +58,8 @@ def open_source(
         source: ``local`` or ``hf_hub``; None: what is here, else the hub.
         split: of a data set that has several; None for ``train`` on the hub, and for all files of a folder.
         streaming: read a data set of the hub without downloading it first.
-        note: gets a sentence about a choice that nobody has made.
+        note: gets a sentence if files of a folder are left out, because they may be data in a format that is not read,
+            or about a split that nobody has named.
 
     Raises:
         DataFileError: it is missing, unreadable, empty, or in no known format; or a library for it is missing.
@@ -92,10 +110,16 @@ def _open_folder(folder: Path, split: str | None, note: Callable[[str], None] | 
     """All data files in it and below, by name; those of one split carry its name, as on the hub."""
     if any((folder / name).is_file() for name in _SAVED_BY_DATASETS):
         return open_saved(folder, split, note)
-    files = [path for path in sorted(folder.rglob("*")) if _is_data(path.relative_to(folder)) and path.is_file()]
+    found = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = [path for path in found if _is_data(path.relative_to(folder))]
     if not files:
         raise DataFileError(
             f"The folder {folder} has no data files; known are {', '.join(SUFFIXES)}.", path=str(folder)
+        )
+    odd = [str(path.relative_to(folder)) for path in found if path.suffix.lower() in UNREAD]
+    if odd and note is not None:
+        note(
+            f"{folder}: left out, as they are of no format that is read: {', '.join(odd[:5])}{', ...' * (len(odd) > 5)}"
         )
     if split is not None:
         files = [path for path in files if _is_of_split(path.relative_to(folder), split)]
@@ -103,8 +127,7 @@ def _open_folder(folder: Path, split: str | None, note: Callable[[str], None] | 
         raise DataFileError(
             f"No data file in {folder} is of the split {split!r}: none has it as a word of its name.", path=str(folder)
         )
-    records = [open_file(path) for path in files]
-    return records[0] if len(records) == 1 else JoinedRecords(records)
+    return JoinedRecords([open_file(path) for path in files])
 
 
 def _is_data(path: Path) -> bool:
