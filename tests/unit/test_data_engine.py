@@ -106,6 +106,24 @@ def test_several_named_sets_with_size_and_weight_from_yaml(folder):
     assert rows[4].columns == {"instruction": "q0", "input": "", "output": "a0", "_dataset_name": "alpaca"}
 
 
+def test_named_sets_take_the_split_of_a_folder_with_files_of_several_formats(folder):
+    (folder / "mixed").mkdir()
+    for name, text in (
+        ("a-train.jsonl", '{"prompt": "not this"}\n'),
+        ("b-test.csv", "prompt,n\nfrom a table,1\nand its second row,2\n"),
+        ("c-test.txt", "from a text\n"),
+        ("d-test.json", '[{"instruction": "from a list", "input": "", "output": "x"}]'),
+    ):
+        (folder / "mixed" / name).write_text(text)
+    (folder / "info.yaml").write_text(
+        "tests: {path: mixed, split: test}\nfirst: {path: mixed, split: test, size: 1, weight: 2}\n"
+    )
+    wanted = ["from a table", "and its second row", "from a text", "from a list", *["from a table"] * 2]
+    engine = DataEngine(DataArguments(train_dataset=str(folder / "info.yaml")))
+    assert asked(engine) == wanted
+    assert [sample["_dataset_name"] for sample in engine] == ["tests"] * 4 + ["first"] * 2
+
+
 def test_arguments_name_training_data_before_those_for_evaluation(folder):
     paths = {"train_dataset": str(folder / "alpaca.jsonl"), "eval_dataset": str(folder / "chat.jsonl")}
     assert asked(DataEngine(DataArguments(**paths))) == ["q0", "q1", "q2", "q3", "a", "e"]
