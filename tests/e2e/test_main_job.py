@@ -58,6 +58,9 @@ def _answer_a_file(folder: Path) -> None:
     for answer in good:
         assert answer["generation"]["completion_tokens"] > 0
         assert answer["messages"][-1]["content"] == [{"type": "text", "value": answer["generation"]["text"]}]
+    check = samplerpool("batch", "verify", str(folder / "out.jsonl"), "--pool", "e2e")
+    assert check.returncode == 0, check.stdout + check.stderr
+    assert "5 of 6 answers compared: " in check.stdout
 
 
 def _ask_once() -> None:

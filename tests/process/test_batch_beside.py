@@ -98,8 +98,8 @@ def test_a_detached_batch_outlives_its_terminal_and_is_stopped_from_another(
     terminal.expect("as process ([0-9]+);")
     number = int(terminal.match[1])
     terminal.expect(pexpect.EOF)
-    terminal.close(force=True)
-    assert terminal.exitstatus == 0
+    assert terminal.wait() == 0
+    terminal.close()
     assert os.getsid(number) == number
     before = read(output)
     assert (before["pid"], before["state"]) == (number, "running")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import threading
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock, patch
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from samplerpool.errors import InvalidParameter, RenderError
+from samplerpool.rendering.plugins import RenderingPlugin
 from samplerpool.rendering.renderer import Renderer
 from samplerpool.types import Message
 from tests.tiny_tokenizer import END, SPECIALS, START, assistant, call, text, tiny_tokenizer, user
@@ -244,6 +247,52 @@ def test_a_template_without_a_place_for_reasoning_says_so_where_it_is_to_be_lear
     caplog.clear()
     Renderer(TOKENIZER).render_messages(turns)
     assert caplog.messages == []
+
+
+DATED = (
+    "{{ strftime_now('%d %B %Y') }}: {% for m in messages %}<|start|>{{ m.role }}:{{ m.content }}<|end|>{% endfor %}"
+)
+
+
+def test_the_date_that_a_template_asks_for_can_be_stopped() -> None:
+    renderer = Renderer(tiny_tokenizer(DATED))
+    for words in ("Hi", "ends with <|sta"):  # which could join with the template around it, so it is rendered twice
+        shown = prompt(user(words), renderer=renderer, strftime_now="2024-02-29T23:59:00")
+        assert shown.startswith("29 February 2024: <|start|>user:")
+    assert prompt(user("Hi"), renderer=renderer).startswith(f"{datetime.now():%d %B %Y}: ")
+    learned = renderer.render_messages([user("Hi"), assistant(text("Yo"))], strftime_now="2024-02-29")
+    assert renderer.codec.decode(learned["input_ids"], skip_special_tokens=True).startswith("29 February 2024: ")
+    for wrong in ("yesterday", 7, None):
+        with pytest.raises(RenderError, match="'strftime_now' must be a date and time in ISO form"):
+            prompt(user("Hi"), renderer=renderer, strftime_now=wrong)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ strftime_now('%d %b %Y') }}",
+        "{{- strftime_now(format='%Y-%m-%dT%H:%M:%S%%%-d%e') ~ '!' }}\n\n",
+        '\n  {% if strftime_now is defined %}\n{% set d = strftime_now("100%%, %A %j %y%Q%") %}\n {{ d }}{% endif %}\n',
+        "   {%- macro head() %}Today: {{ strftime_now('%B\n%p') }}{% endmacro %}  {{ head() }}",
+        "{%- for n in range(2) %}{{ strftime_now('%' ~ 'd') }}{{ n }} {% endfor %}%d",
+    ],
+)
+def test_a_stopped_clock_changes_nothing_but_the_time(template: str) -> None:
+    tokenizer = tiny_tokenizer(template)
+    fixed = datetime(2024, 2, 9, 23, 5, 7)
+    with patch("transformers.utils.chat_template_utils.datetime", Mock(now=lambda: fixed)):
+        wanted = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
+    assert any(word in wanted for word in ("9", "February", "Friday"))
+    assert prompt(user("x"), renderer=Renderer(tokenizer), strftime_now=fixed.isoformat()) == wanted
+
+
+def test_a_plugin_that_renders_itself_gets_no_date() -> None:
+    def render(_processor: Any, messages: Any, _tools: Any, _generate: Any, **options: Any) -> Any:
+        return {"input_ids": [len(messages), len(options)]}
+
+    plugin = RenderingPlugin(render_messages=render)
+    renderer = Renderer(tiny_tokenizer(None), template=plugin)
+    assert renderer.prompt_ids([user("Hi")], None, {"strftime_now": "2024-02-29", "style": "brief"}) == (1, 1)
 
 
 def test_codec_decodes_what_it_encodes_and_knows_the_ends() -> None:

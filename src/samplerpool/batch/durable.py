@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from importlib.metadata import version
 from typing import Any
 
@@ -40,6 +41,7 @@ def run_durably(
     stop: StopSwitch | None = None,
     total: int | None = None,
     fetch_media: bool = False,
+    clock: Callable[[], datetime] = datetime.now,
 ) -> BatchSummary:
     """Answer the rows that the output does not have yet; if all are there then, put the output together.
 
@@ -53,6 +55,7 @@ def run_durably(
         accept_changes: go on although something has changed since the run began.
         on_result: called for each result before it is written; what it raises ends the run.
         on_note: gets a sentence about what the run does without.
+        clock: for the date that chat templates are told all through the run, and whenever it goes on.
         fetch_media: as for ``run_batch``, and ``on_progress``, ``stop`` and ``total`` likewise.
 
     Returns:
@@ -74,6 +77,7 @@ def run_durably(
             version=version("samplerpool"),
             run_seed=secrets.randbelow(2**32) if seed is None else seed,
             overwrite=overwrite,
+            frozen_date=clock().isoformat(timespec="seconds"),
             output_format=output.format.name,
             created=int(time.time()),
         ),
@@ -105,6 +109,7 @@ def run_durably(
             output.missing(rows, whole=selection.limit is None),
             params=given,
             run_seed=manifest.run_seed,
+            frozen_date=manifest.frozen_date,
             on_result=write,
             on_progress=progressed,
             stop=switch,

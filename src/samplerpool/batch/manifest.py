@@ -16,8 +16,8 @@ from samplerpool.errors import BatchError
 
 FORMAT = 1
 SHOWN_CHARACTERS = 60
-_NOT_COMPARED = frozenset(("run_seed", "source", "overwrite", "outputs", "format", "created"))
-"""The seed is taken from the manifest; a file may have another name by now."""
+_NOT_COMPARED = frozenset(("run_seed", "frozen_date", "source", "overwrite", "outputs", "format", "created"))
+"""The seed and the date are taken from the manifest; a file may have another name by now."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Manifest:
         run_seed: from which each answer's seed is derived.
         overwrite: what stood in the output's place is to be replaced.
         outputs: hashes of the outputs that were put together; more than one where errors were tried again.
+        frozen_date: date and time, in ISO form, that chat templates are told; None in older manifests.
         output_format: by name, see ``batch.formats``.
         created: when the run began, in seconds since 1970.
     """
@@ -58,6 +59,7 @@ class Manifest:
     shuffle_seed: int | None = None
     output_format: str = "jsonl"
     created: int = 0
+    frozen_date: str | None = None
 
     @property
     def samples(self) -> int:

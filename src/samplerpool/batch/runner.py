@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -34,6 +35,7 @@ from samplerpool.client.connection import Call, PoolConnection, WorkerView
 from samplerpool.config.sampling import sampling_params
 from samplerpool.data.answers import Answer, RowResult, output_row
 from samplerpool.data.media import with_media_read
+from samplerpool.data.messages import NOW
 from samplerpool.data.per_row import request_params, with_checked_params
 from samplerpool.data.rows import Row, rows_from_dataset
 from samplerpool.errors import BatchError, RenderError, SamplerPoolError
@@ -81,6 +83,7 @@ def run_batch(
     total: int | None = None,
     fetch_media: bool = False,
     before: int = 0,
+    frozen_date: str | None = None,
 ) -> BatchSummary:
     """Answer rows with all workers of a pool.
 
@@ -93,6 +96,8 @@ def run_batch(
         stop: ends the run early.
         total: how many rows there will be, for the progress's time left.
         fetch_media: get images, videos and sounds from ``http(s):`` URLs, too.
+        frozen_date: the date and time, in ISO form, that chat templates are told; else the one when this begins. So no
+            row depends on when it is sent.
         before: of their answers, how many an earlier run has, which are not among ``rows``.
 
     Raises:
@@ -108,7 +113,9 @@ def run_batch(
     state = BatchState(run_seed, samples, given.get("max_new_tokens"))
     tally = Tally(time.monotonic(), None if total is None else total * samples, before)
     rows = with_checked_params(rows, given, samples)
-    run = _Run(connection, rows, given, state, tally, on_result, on_progress, stop or StopSwitch(), fetch_media)
+    options = {NOW: frozen_date or datetime.now().isoformat(timespec="seconds")}
+    switch = stop or StopSwitch()
+    run = _Run(connection, rows, given, state, tally, on_result, on_progress, switch, fetch_media, options)
     complete = run.go()
     return tally.summary(time.monotonic(), run_seed, complete=complete)
 
@@ -157,6 +164,7 @@ class _Run:
         on_progress: Callable[[Progress], None] | None,
         stop: StopSwitch,
         fetch_media: bool,
+        template_options: Mapping[str, Any],
     ) -> None:
         self._connection = connection
         self._rows = rows
@@ -167,6 +175,7 @@ class _Run:
         self._on_progress = on_progress
         self._stop = stop
         self._fetch_media = fetch_media
+        self._template_options = template_options
         self._stop_seen = 0
         self._ended: SimpleQueue[Call] = SimpleQueue()
         self._live: dict[Call, Job] = {}
@@ -313,7 +322,7 @@ class _Run:
             except RenderError as error:
                 unreadable = error
             call = Call(
-                ChatPrompt(messages, row.tools),
+                ChatPrompt(messages, row.tools, self._template_options),
                 request_params(self._params, row, job.sample, job.seed),
                 priority=BATCH_PRIORITY,
                 stream=False,

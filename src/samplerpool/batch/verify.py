@@ -18,6 +18,7 @@ from samplerpool.client.connection import PoolConnection
 from samplerpool.data.answers import RowResult, error_text, output_row, row_seed
 from samplerpool.data.json_text import from_json, to_json
 from samplerpool.data.media import with_media_read
+from samplerpool.data.messages import NOW
 from samplerpool.data.per_row import request_params
 from samplerpool.data.rows import Row
 from samplerpool.errors import BadRow, SamplerPoolError
@@ -113,6 +114,7 @@ def verify(
         _to_ask(rows, kept, manifest.samples),
         params=manifest.params,
         run_seed=manifest.run_seed,
+        frozen_date=manifest.frozen_date,
         on_result=note,
         on_progress=on_progress,
         stop=stop,
@@ -179,11 +181,12 @@ def _explained(
     row, wanted = now.row, _ending(generation_of(kept.columns))
     try:
         messages = with_media_read(row.messages, folder=row.folder, fetch=fetch_media)
+        options = {} if manifest.frozen_date is None else {NOW: manifest.frozen_date}
         seed = row_seed(manifest.run_seed, kept.index, kept.sample)
         if row.params:
             own = request_params(manifest.params, row, kept.sample, seed)
             ties, seed = ties.with_params(own), own["seed"]
-        told = ties.explain(ChatPrompt(messages, row.tools), seed, wanted)
+        told = ties.explain(ChatPrompt(messages, row.tools, options), seed, wanted)
     except SamplerPoolError as error:
         detail = f"{verdict.detail}; whether at a near-tie, cannot be told: {error_text(error)}"
         return Verdict(kept.index, kept.sample, "differs", verdict.character, detail=detail)

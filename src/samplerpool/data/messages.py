@@ -82,6 +82,10 @@ def tools_text(tools: Any) -> str | None:
     return str(tools)
 
 
+NOW = "strftime_now"
+"""What chat templates call for the date. As a template option: the date and time that they are told, in ISO form."""
+
+
 def template_options_of(options: Any) -> dict[str, Any]:
     """Keyword arguments for a chat template; whether it can use them is the renderer's matter.
 

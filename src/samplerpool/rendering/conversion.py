@@ -6,8 +6,10 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Protocol
 
+from samplerpool.data.messages import NOW
 from samplerpool.errors import RenderError
 from samplerpool.rendering.escaping import map_strings
 from samplerpool.rendering.parsing import is_tool_call
@@ -31,11 +33,13 @@ class TemplateInput:
 
     Args:
         messages: their ``content`` is a text, or a list of parts for a template that takes media.
+        now: the date and time that the template is told; None: the clock's.
     """
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None
     options: dict[str, Any]
+    now: datetime | None = None
 
 
 def template_input(
@@ -52,7 +56,8 @@ def template_input(
             and the template wants it as one string a message.
         messages: in the v1 form.
         tools: JSON text of a list of tools, or of a single one.
-        options: further variables of the template (``enable_thinking``, ...).
+        options: further variables of the template (``enable_thinking``, ...); ``strftime_now`` is the date and time
+            that it is for the template, in ISO form.
 
     Raises:
         RenderError: names the message (counted from 1) or says that the tools or an option are wrong.
@@ -62,8 +67,19 @@ def template_input(
     return TemplateInput(
         [_template_message(message, number, guard, kinds) for number, message in enumerate(messages, 1)],
         _template_tools(tools, guard),
-        {name: _guarded_json(value, f"option {name!r}", guard) for name, value in options.items()},
+        {name: _guarded_json(value, f"option {name!r}", guard) for name, value in options.items() if name != NOW},
+        _date(options[NOW]) if NOW in options else None,
     )
+
+
+def _date(value: object) -> datetime:
+    try:
+        return datetime.fromisoformat(value if isinstance(value, str) else "")
+    except ValueError:
+        raise RenderError(
+            f"The template option {NOW!r} must be a date and time in ISO form, like 2026-01-31T09:30:00, not "
+            f"{_short(value)}."
+        ) from None
 
 
 def v1_form(given: TemplateInput) -> tuple[list[Message], str | None]:

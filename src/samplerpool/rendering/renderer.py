@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from samplerpool.errors import InvalidParameter, RenderError
@@ -178,7 +179,7 @@ class Renderer:
         _refuse_media(safe)
         if self._template is None:
             return made
-        before = TemplateInput(safe.messages[:-1], safe.tools, safe.options)
+        before = replace(safe, messages=safe.messages[:-1])
         prompt = self._token_ids(self._template.text(before, generate=True))
         return training_input(prompt, made["input_ids"], weight)
 

@@ -12,6 +12,7 @@ from samplerpool.errors import InvalidParameter, RenderError
 from samplerpool.rendering.chatml import CHATML
 from samplerpool.rendering.conversion import TemplateInput
 from samplerpool.rendering.plugins import RenderingPlugin
+from samplerpool.rendering.stopped_clock import PARTS, asks_for_date, parts, with_macro
 
 log = logging.getLogger(__name__)
 
@@ -74,15 +75,18 @@ class ChatTemplate:
             RenderError: the template refuses these messages.
         """
         try:
+            template, options = self._text_for(tools=given.tools is not None), given.options
+            if given.now is not None and asks_for_date(template):
+                template, options = with_macro(template), {**options, PARTS: parts(template, given.now)}
             # transformers keeps the compiled template by its text.
             return str(
                 self._tokenizer.apply_chat_template(
                     given.messages,
                     tools=given.tools,
-                    chat_template=self._text_for(tools=given.tools is not None),
+                    chat_template=template,
                     add_generation_prompt=generate,
                     tokenize=False,
-                    **given.options,
+                    **options,
                 )
             )
         except InvalidParameter as error:
