@@ -91,7 +91,7 @@ def test_tail_shows_answers_while_they_come_and_afterwards(tmp_path: Path, sampl
 def test_a_detached_batch_outlives_its_terminal_and_is_stopped_from_another(
     tmp_path: Path, sampler: SyncSampler
 ) -> None:
-    write_rows(tmp_path / "in.jsonl", [f"[[tokens:{i % 9}]][[pace:0.05]] {i}" for i in range(3000)])
+    write_rows(tmp_path / "in.jsonl", [f"[[tokens:{i % 9}]][[pace:0.05]] {i}" for i in range(30_000)])
     output = tmp_path / "out.jsonl"
     words = ["-m", "samplerpool", "batch", str(tmp_path / "in.jsonl"), "-o", str(output), *connect(sampler), "--detach"]
     terminal = pexpect.spawn(sys.executable, words, timeout=DEADLINE_S)
