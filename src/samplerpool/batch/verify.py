@@ -123,11 +123,13 @@ def verify(
     ties = NearTies(connection, manifest.params, tolerance)
     verdicts: list[Verdict] = []
     for key, one in wanted.items():
-        if stop is not None and stop.pressed:
-            break
         if key in found:
             verdict = compare(one, found[key], manifest.samples)
-            verdicts.append(_explained(verdict, one, found[key], manifest, ties, fetch_media))
+            if verdict.character is not None:
+                if stop is not None and stop.pressed:
+                    continue  # finding out why may take as long as the answer
+                verdict = _explained(verdict, one, found[key], manifest, ties, fetch_media)
+            verdicts.append(verdict)
         elif summary.complete:
             verdicts.append(Verdict(*key, "differs", detail="the input has no such row"))
     return verdicts
@@ -176,8 +178,6 @@ def _explained(
     verdict: Verdict, kept: Kept, now: RowResult, manifest: Manifest, ties: NearTies, fetch_media: bool
 ) -> Verdict:
     """A verdict on a text that differs, with what the engine says of it."""
-    if verdict.character is None:
-        return verdict
     row, wanted = now.row, _ending(generation_of(kept.columns))
     try:
         messages = with_media_read(row.messages, folder=row.folder, fetch=fetch_media)
