@@ -16,7 +16,6 @@ from __future__ import annotations
 import enum
 import fcntl
 import hashlib
-import mmap
 import os
 import struct
 import zlib
@@ -294,14 +293,15 @@ class Journal:
             BatchError: the disk gives back something else than was written.
         """
         self.flush()
-        with mmap.mmap(self._file.fileno(), self._end, access=mmap.ACCESS_READ) as records:
-            for offset, length in zip(self.finished.offsets, self.finished.lengths, strict=True):
-                if offset:
-                    end = offset + length
-                    line = records[offset:end]
-                    if _checksum(records[offset - _HEAD.size : offset], line) != records[end : end + _CHECKSUM_BYTES]:
-                        raise BatchError(f"{self.path} is damaged at byte {offset:,}: this disk cannot be trusted.")
-                    yield line
+        descriptor = self._file.fileno()
+        for offset, length in zip(self.finished.offsets, self.finished.lengths, strict=True):
+            if offset:
+                # not mapped into memory, where each page would stay and count as this process's
+                record = os.pread(descriptor, _HEAD.size + length + _CHECKSUM_BYTES, offset - _HEAD.size)
+                head, line = record[: _HEAD.size], record[_HEAD.size : _HEAD.size + length]
+                if _checksum(head, line) != record[_HEAD.size + length :]:
+                    raise BatchError(f"{self.path} is damaged at byte {offset:,}: this disk cannot be trusted.")
+                yield line
 
     def unwritable(self, error: OSError) -> BatchError:
         """The error for a journal that cannot be written."""

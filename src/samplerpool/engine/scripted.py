@@ -130,6 +130,8 @@ def read_script(prompt: str, seed: int, default_tokens: int = 0) -> _Script:
         InvalidParameter: a directive that does not exist, or with a value that it cannot take.
     """
     said = prompt.rpartition("<user>")[2].rstrip("\n")
+    if "[[" not in said:
+        return _Script(_filler(default_tokens) if default_tokens else said.strip().encode("utf-8", "replace") or b"...")
     script = _Script(answer=_DIRECTIVE.sub("", said).strip().encode("utf-8", "replace") or b"...")
     if default_tokens:
         script.answer = _filler(default_tokens)
@@ -234,7 +236,10 @@ class ScriptedEngine:
         self._script(request)
 
     def _script(self, request: EngineRequest) -> _Script:
-        prompt = bytes([t for t in request.prompt_ids if t < 256]).decode("utf-8", "replace")
+        try:
+            prompt = bytes(request.prompt_ids).decode("utf-8", "replace")
+        except ValueError:  # ends of sequences are no bytes
+            prompt = bytes([t for t in request.prompt_ids if t < 256]).decode("utf-8", "replace")
         return read_script(prompt, request.params.seed or 0, self._default_tokens)
 
     def add(self, request: EngineRequest) -> None:
