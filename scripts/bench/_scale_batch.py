@@ -52,24 +52,26 @@ def run_client(source: Path, output: Path) -> Client:
     return Client(elapsed_s, usage.ru_utime + usage.ru_stime, peak.pss_mib, peak.rss_mib)
 
 
-def check_output(path: Path, rows: int) -> int:
+def check_output(path: Path, rows: int, tokens: int) -> int:
     """How many rows are not as they should be: missing, twice, out of order, without an answer."""
-    found = [json.loads(line) for line in path.read_bytes().splitlines()]
-    wrong = sum(
-        row["id"] != f"row-{number}" or row["generation"]["completion_tokens"] != ANSWER_TOKENS + 1
-        for number, row in enumerate(found)
-    )
-    return int(wrong) + abs(rows - len(found))
+    found = wrong = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file):
+            row = json.loads(line)
+            found += 1
+            wrong += row["id"] != f"row-{number}" or row["generation"]["completion_tokens"] != tokens + 1
+    return wrong + abs(rows - found)
 
 
-def measure(workers: int, rows: int) -> dict[str, Any]:
+def measure(workers: int, rows: int, tokens: int = ANSWER_TOKENS, max_batch: int = 64) -> dict[str, Any]:
     """Launch, answer the rows, stop. What a client of a single row uses is taken off, and shown as the start's."""
     with own_folders() as folder:
         source, one, output = folder / "rows.jsonl", folder / "one.jsonl", folder / "answers.jsonl"
         write_rows(source, rows)
         write_rows(one, 1)
-        with pool_of(workers, folder, engine_options={"tokens": ANSWER_TOKENS}) as pool:
+        with pool_of(workers, folder, engine_options={"tokens": tokens}, max_batch=max_batch) as pool:
             figures = _measure_on(pool, source, one, output, rows)
+            figures["wrong_rows"] = check_output(output, rows, tokens)
         figures |= {"launch_s": pool.launch_s, "stop_s": pool.stop_s, "left": len(pool.left)}
     return {"workers": workers, "rows": rows, **figures}
 
@@ -86,7 +88,7 @@ def _measure_on(pool: Pool, source: Path, one: Path, output: Path, rows: int) ->
         "client_start_s": start.cpu_s,
         "client_peak_pss_mib": whole.peak_pss_mib,
         "client_peak_rss_mib": whole.peak_rss_mib,
+        "client_start_rss_mib": start.peak_rss_mib,
         "worker_us_per_row": used / rows * 1e6,
         "pool_pss_mib": sum(one.pss_mib for one in held),
-        "wrong_rows": check_output(output, rows),
     }

@@ -4,6 +4,7 @@ The parts, each of which can be run alone:
 
 batch    ``samplerpool batch`` as a process of its own, over pools of 1, 8 and 64 workers: rows a second, the client's
          CPU time a row (reading, submitting, receiving, writing; all threads), its memory, launch and stop of the pool.
+million  the same with 1,000,000 rows whose answers are short, at two workers that take many at a time; once.
 streams  the client's CPU time a streamed token frame, one stream and 64, as fast as they go and at a model's pace.
 clients  200 client processes on one worker: who is served when, and the largest gap of an honest stream beside them.
 flood    the same with few clients that send tens of thousands of requests a message.
@@ -42,6 +43,8 @@ def measure(part: str, options: argparse.Namespace) -> Results:
     """One round of a part."""
     if part == "batch":
         return [_scale_batch.measure(workers, options.rows) for workers in options.workers]
+    if part == "million":
+        return [_scale_batch.measure(2, options.million, tokens=1, max_batch=1024)]
     if part == "streams":
         return [{"case": name, **figures} for name, figures in _scale_streams.measure().items()]
     if part == "clients":
@@ -75,12 +78,13 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
 
 def batch_table(results: Results) -> Table:
     """Of the part ``batch``."""
-    columns = ("workers", "rows/s", "client CPU µs/row", "+ to start, s", "client PSS, RSS MiB", "worker CPU µs/row",
-               "pool PSS MiB", "launch s", "stop s", "wrong rows", "left")  # fmt: skip
+    columns = ("workers", "rows/s", "client CPU µs/row", "+ to start, s", "client PSS, RSS (one row: RSS) MiB",
+               "worker CPU µs/row", "pool PSS MiB", "launch s", "stop s", "wrong rows", "left")  # fmt: skip
     rows = [
         (
             f"{r['workers']:.0f}", f"{r['rows_per_s']:,.0f}", f"{r['client_us_per_row']:.0f}",
-            f"{r['client_start_s']:.2f}", f"{r['client_peak_pss_mib']:.0f}, {r['client_peak_rss_mib']:.0f}",
+            f"{r['client_start_s']:.2f}",
+            f"{r['client_peak_pss_mib']:.0f}, {r['client_peak_rss_mib']:.0f} ({r['client_start_rss_mib']:.0f})",
             f"{r['worker_us_per_row']:.0f}", f"{r['pool_pss_mib']:,.0f}", f"{r['launch_s']:.1f}", f"{r['stop_s']:.1f}",
             f"{r['wrong_rows']:.0f}", f"{r['left']:.0f}",
         )
@@ -134,6 +138,7 @@ def day_table(results: Results) -> Table:
 
 PARTS: dict[str, Callable[[Results], Table]] = {
     "batch": batch_table,
+    "million": batch_table,
     "streams": streams_table,
     "clients": clients_table,
     "flood": clients_table,
@@ -148,6 +153,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help=f"of {' and '.join(REPEATED)}")
     parser.add_argument("--rows", type=int, default=50_000, help="batch: rows")
     parser.add_argument("--workers", default="1,8,64", help="batch: sizes of the pools, with commas between")
+    parser.add_argument("--million", type=int, default=1_000_000, help="million: rows")
     parser.add_argument("--clients", type=int, default=200, help="clients: processes")
     parser.add_argument("--requests", type=int, default=100, help="clients: of each, sent at once")
     parser.add_argument("--flooding", type=int, default=4, help="flood: processes")
