@@ -230,7 +230,9 @@ def test_an_existing_output_is_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "out.jsonl").write_text("precious")
     batch = Batch(tmp_path, "--pool", "no-such-pool")
     assert batch.ends() == 1
-    assert re.fullmatch(r"Error: The output file .*out\.jsonl is there already\. Give --overwrite .*\n", batch.stderr)
+    assert re.fullmatch(
+        r"Error: The output file .*out\.jsonl is there already\. To replace it, give --overwrite; .*\n", batch.stderr
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
     assert batch.output.read_text() == "precious"
 
@@ -359,7 +361,7 @@ def test_going_on_with_something_changed_is_refused_and_says_what(tmp_path: Path
             return batch
 
         plain = go_on("--seed", "1", "--temperature", "0.5")
-        assert "--resume to go on" in plain.stderr
+        assert "To go on with it, give --resume" in plain.stderr
         other = go_on("--resume", "--seed", "2", "--top-k", "5", "--system", "Be brief.")
         for change in (
             'system: was null, is "Be brief."',

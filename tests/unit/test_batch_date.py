@@ -53,7 +53,7 @@ def go(output: BatchOutput, day: int, on_result: Callable[[RowResult], None] | N
         output,
         source="in.jsonl",
         params={},
-        on_result=on_result,
+        check=on_result,
         clock=lambda: datetime(2024, 2, day, 23, 59),
     )
     return summary.complete

@@ -251,7 +251,7 @@ def test_putting_it_together_can_be_done_again(path: Path) -> None:
 
 def test_what_an_interrupted_run_left_is_not_lost(path: Path) -> None:
     begun(path, answered(0)).close()
-    with pytest.raises(OutputExists, match="--resume to go on"):
+    with pytest.raises(OutputExists, match="To go on with it, give --resume"):
         BatchOutput(path)
     assert len(rows_in(path.with_name("out.jsonl.journal"))) == 1
     with begun(path, overwrite=True):

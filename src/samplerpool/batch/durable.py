@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import closing
 from datetime import datetime
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Required, TypedDict, Unpack
 
 from samplerpool.batch.manifest import Manifest
 from samplerpool.batch.output import BatchOutput
 from samplerpool.batch.progress_file import ProgressFile
-from samplerpool.batch.runner import StopSwitch, run_batch
+from samplerpool.batch.runner import StopSwitch, drained, iter_batch
 from samplerpool.batch.tally import BatchSummary, Progress
 from samplerpool.client.connection import PoolConnection
 from samplerpool.config.sampling import sampling_params
@@ -24,7 +25,62 @@ from samplerpool.errors import BatchError, FingerprintMismatch, TransportError
 WAIT_FOR_WORKER_S = 1.0
 
 
+class DurableOptions(TypedDict, total=False):
+    """What ``run_durably`` and ``iter_durably`` have in common.
+
+    Args:
+        source: how the input is named, for the manifest; ``input_bytes`` likewise.
+        selection: which of the input's rows these are.
+        params: sampling parameters, ``seed`` and ``num_return_sequences`` among them.
+        overwrite: what stands in the output's place is to be replaced.
+        accept_changes: go on although something has changed since the run began.
+        on_note: gets a sentence about what the run does without.
+        clock: for the date that chat templates are told all through the run, and whenever it goes on.
+        fetch_media: as for ``run_batch``, and ``on_progress``, ``stop`` and ``total`` likewise.
+    """
+
+    source: Required[str]
+    params: Required[Mapping[str, Any]]
+    input_bytes: int | None
+    selection: Selection
+    overwrite: bool
+    accept_changes: bool
+    on_progress: Callable[[Progress], None] | None
+    on_note: Callable[[str], None] | None
+    stop: StopSwitch | None
+    total: int | None
+    fetch_media: bool
+    clock: Callable[[], datetime]
+
+
 def run_durably(
+    connection: PoolConnection,
+    rows: Iterable[Row],
+    output: BatchOutput,
+    *,
+    check: Callable[[RowResult], None] | None = None,
+    **options: Unpack[DurableOptions],
+) -> BatchSummary:
+    """Answer the rows that the output does not have yet; if all are there then, put the output together.
+
+    How far it is, stands in a file beside the output (``batch.progress_file``).
+
+    Args:
+        rows: all that are meant, in their order, also those that an earlier run has answered.
+        check: called for each result before it is written; what it raises ends the run.
+        **options: see ``DurableOptions``.
+
+    Returns:
+        What this run did; ``complete`` if nothing is left to be answered.
+
+    Raises:
+        FingerprintMismatch: an earlier run is to go on, and something has changed.
+        OutputExists, BatchError, InvalidParameter, UnsupportedParameter: as for ``run_batch`` and ``BatchOutput``.
+    """
+    return drained(iter_durably(connection, rows, output, check=check, **options), lambda _result: None)
+
+
+def iter_durably(
     connection: PoolConnection,
     rows: Iterable[Row],
     output: BatchOutput,
@@ -35,35 +91,20 @@ def run_durably(
     selection: Selection = ALL,
     overwrite: bool = False,
     accept_changes: bool = False,
-    on_result: Callable[[RowResult], None] | None = None,
+    check: Callable[[RowResult], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_note: Callable[[str], None] | None = None,
     stop: StopSwitch | None = None,
     total: int | None = None,
     fetch_media: bool = False,
     clock: Callable[[], datetime] = datetime.now,
-) -> BatchSummary:
-    """Answer the rows that the output does not have yet; if all are there then, put the output together.
+) -> Generator[list[RowResult], None, BatchSummary]:
+    """The same step by step; closing it ends the run, which can be gone on with.
 
-    How far it is, stands in a file beside the output (``batch.progress_file``).
+    Yields:
+        Results that were written, some at a time.
 
-    Args:
-        rows: all that are meant, in their order, also those that an earlier run has answered.
-        source: how the input is named, for the manifest; ``input_bytes`` likewise.
-        selection: which of the input's rows these are.
-        params: sampling parameters, ``seed`` and ``num_return_sequences`` among them.
-        accept_changes: go on although something has changed since the run began.
-        on_result: called for each result before it is written; what it raises ends the run.
-        on_note: gets a sentence about what the run does without.
-        clock: for the date that chat templates are told all through the run, and whenever it goes on.
-        fetch_media: as for ``run_batch``, and ``on_progress``, ``stop`` and ``total`` likewise.
-
-    Returns:
-        What this run did; ``complete`` if nothing is left to be answered.
-
-    Raises:
-        FingerprintMismatch: an earlier run is to go on, and something has changed.
-        OutputExists, BatchError, InvalidParameter, UnsupportedParameter: as for ``run_batch`` and ``BatchOutput``.
+    Raises: as ``run_durably``.
     """
     given = sampling_params(params).given()
     seed = given.pop("seed", None)
@@ -85,13 +126,8 @@ def run_durably(
     )
     if seed is not None and seed != manifest.run_seed:
         raise FingerprintMismatch(
-            f"The run that is to go on has the seed {manifest.run_seed}, not {seed}; leave --seed out."
+            f"The run that is to go on has the seed {manifest.run_seed}, not {seed}; leave {output.advice.seed} out."
         )
-
-    def write(result: RowResult) -> None:
-        if on_result is not None:
-            on_result(result)
-        output.write(result)
 
     shown = ProgressFile(output.path, on_note)
     switch = stop or StopSwitch()
@@ -104,28 +140,47 @@ def run_durably(
             on_progress(progress)
 
     with shown:
-        summary = run_batch(
+        groups = iter_batch(
             connection,
             output.missing(rows, whole=selection.limit is None),
             params=given,
             run_seed=manifest.run_seed,
             frozen_date=manifest.frozen_date,
-            on_result=write,
             on_progress=progressed,
             stop=switch,
             total=total,
             before=output.finished.count,
             fetch_media=fetch_media,
         )
+        summary = yield from _written(groups, output, check)
         if output.unanswered:
             raise BatchError(
                 f"{output.unanswered} rows got no answer for no fault of their own (workers that were lost or full), "
-                "and are not finished; give --resume to try them again."
+                f"and are not finished; {output.advice.go_on} to try them again."
             )
         if summary.complete:
             output.assemble()
         shown.state = "complete" if summary.complete else "interrupted"
     return summary
+
+
+def _written(
+    groups: Generator[list[RowResult], None, BatchSummary],
+    output: BatchOutput,
+    check: Callable[[RowResult], None] | None,
+) -> Generator[list[RowResult], None, BatchSummary]:
+    with closing(groups):
+        while True:
+            try:
+                group = next(groups)
+            except StopIteration as end:
+                summary: BatchSummary = end.value
+                return summary
+            for result in group:
+                if check is not None:
+                    check(result)
+                output.write(result)
+            yield group
 
 
 def model_of(connection: PoolConnection) -> dict[str, Any]:

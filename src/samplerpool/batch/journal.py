@@ -82,7 +82,7 @@ def read_records(file: BinaryIO, path: Path, offset: int = 0) -> Iterator[Journa
     if not offset:
         header = file.read(len(HEADER))
         if header != HEADER[: len(header)]:
-            raise BatchError(f"{path} is no journal of a batch; move it away, or choose another --output.")
+            raise BatchError(f"{path} is no journal of a batch; move it away, or choose another output.")
         offset = len(HEADER)
     while len(head := file.read(_HEAD.size)) == _HEAD.size:
         length, row, sample, outcome, hashed = _HEAD.unpack(head)
@@ -202,7 +202,7 @@ class Journal:
         except BlockingIOError as error:
             file.close()
             raise OutputExists(
-                f"Another batch is writing {self.path}; wait for it, or choose another --output.", path=str(self.path)
+                f"Another batch is writing {self.path}; wait for it, or choose another output.", path=str(self.path)
             ) from error
         except OSError as error:
             file.close()

@@ -94,7 +94,7 @@ class Manifest:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise BatchError(
                 f"The run's manifest {path} cannot be read ({reason}), so it is not known what the journal beside it "
-                "is of. Move both away, or give --overwrite.",
+                "is of. Move both away, or choose another output.",
                 path=str(path),
             ) from error
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self, cast
 
+from samplerpool.batch.advice import COMMAND_LINE, Advice
 from samplerpool.batch.formats import Hashed, OutputFormat
 from samplerpool.batch.journal import FLUSH_BYTES, Finished, Journal, Outcome, row_hash
 from samplerpool.batch.manifest import Manifest, sync_folder
@@ -43,6 +44,7 @@ class BatchOutput:
     Args:
         path: the file's final name; a symbolic link is followed.
         samples: answers per row.
+        advice: what errors say is to be done.
         resume: go on with what an earlier run left, if it left anything.
         overwrite: forget that, and replace what stands at ``path``.
         retry_errors: like ``resume``, and error rows count as not answered.
@@ -66,7 +68,9 @@ class BatchOutput:
         overwrite: bool = False,
         retry_errors: bool = False,
         output_format: OutputFormat | None = None,
+        advice: Advice = COMMAND_LINE,
     ) -> None:
+        self.advice = advice
         self.format = output_format or OutputFormat.of(path)
         self.path = Path(os.path.realpath(path))
         self.journal_path, self._manifest_path, self.partial, self.spool_path = (
@@ -95,8 +99,8 @@ class BatchOutput:
             return
         if begun and not resume:
             raise OutputExists(
-                f"{self.journal_path} is there already: an interrupted run left it, or another one is writing it. Give "
-                "--resume to go on with it, or --overwrite to begin anew.",
+                f"{self.journal_path} is there already: an interrupted run left it, or another one is writing it. "
+                f"To go on with it, {advice.go_on}; to begin anew, {advice.begin_anew}.",
                 path=str(self.journal_path),
             )
         if begun:
@@ -107,8 +111,7 @@ class BatchOutput:
                 return
         if self.manifest is not None and self.manifest.samples != samples:
             raise BatchError(
-                f"The run that is to go on has {self.manifest.samples} answers a row, not {samples} "
-                "(--num-return-sequences)."
+                f"The run that is to go on has {self.manifest.samples} answers a row, not {samples} ({advice.samples})."
             )
         self._open = Journal(self.journal_path, samples, fresh=not begun)
         self.finished = self._open.finished
@@ -130,7 +133,7 @@ class BatchOutput:
     def _check_folder(self) -> None:
         folder = self.path.parent
         if not folder.is_dir():
-            raise BatchError(f"The output folder {folder} does not exist; make it, or choose another --output.")
+            raise BatchError(f"The output folder {folder} does not exist; make it, or {self.advice.go_elsewhere}.")
 
     def _output_is_there(self) -> bool:
         try:
@@ -140,12 +143,13 @@ class BatchOutput:
         except OSError as error:
             raise self._unwritable(error) from error
         if not stat.S_ISREG(mode):
-            raise BatchError(f"The output {self.path} is not a regular file; choose another --output.")
+            raise BatchError(f"The output {self.path} is not a regular file; {self.advice.go_elsewhere}.")
         return True
 
     def _exists(self) -> OutputExists:
         return OutputExists(
-            f"The output file {self.path} is there already. Give --overwrite to replace it, or another --output.",
+            f"The output file {self.path} is there already. To replace it, {self.advice.begin_anew}; or "
+            f"{self.advice.go_elsewhere}.",
             path=str(self.path),
         )
 
@@ -169,7 +173,7 @@ class BatchOutput:
         """
         if self.manifest is not None:
             if not accept_changes:
-                self._check_same(manifest, "give --accept-changes to answer what remains as things are now")
+                self._check_same(manifest, self.advice.accept_changes)
             return self.manifest
         try:
             manifest.write(self._manifest_path)
@@ -186,7 +190,8 @@ class BatchOutput:
         """
         assert self.manifest is not None, "only a complete output has a manifest before it begins"
         now = replace(self.manifest, **settings, output_format=self.format.name)
-        self._check_same(now, "choose another --output, or give --overwrite to begin anew; this one is complete")
+        advice = self.advice
+        self._check_same(now, f"{advice.go_elsewhere}, or {advice.begin_anew} to begin anew; this one is complete")
 
     def _check_same(self, now: Manifest, otherwise: str) -> None:
         assert self.manifest is not None
@@ -217,7 +222,7 @@ class BatchOutput:
             if done and not finished.same_input(row.index, done, row_hash(row.columns)):
                 raise FingerprintMismatch(
                     f"Row {row.index} of the input is not what it was when it was answered, so what is left of "
-                    "it may not be the rest. Bring the input back, or begin anew with --overwrite.",
+                    f"it may not be the rest. Bring the input back; or {self.advice.begin_anew} to begin anew.",
                     row=row.index,
                 )
             if len(done) < self._samples:
@@ -226,7 +231,7 @@ class BatchOutput:
         if whole and highest + 1 < rows_before:
             raise FingerprintMismatch(
                 f"The input has {highest + 1:,} rows, and there were at least {rows_before:,} when the run began. "
-                "Bring them back, or begin anew with --overwrite."
+                f"Bring them back; or {self.advice.begin_anew} to begin anew."
             )
 
     def write(self, result: RowResult) -> None:
@@ -252,6 +257,14 @@ class BatchOutput:
         if time.monotonic() - self._synced_at >= SYNC_INTERVAL_S:
             self._journal.sync()
             self._synced_at = time.monotonic()
+
+    def lines(self) -> Iterator[bytes]:
+        """The output rows that are finished, ordered by (row, sample), each with the end of its line.
+
+        Raises:
+            BatchError: the disk gives back something else than was written.
+        """
+        return self._journal.lines()
 
     # ---- the end --------------------------------------------------------------------------------------------------
 
@@ -280,7 +293,7 @@ class BatchOutput:
         except FileExistsError as error:
             raise OutputExists(
                 f"The output file {self.path} appeared while the batch ran; this run's rows are in {self.partial}, and "
-                "in its journal. Move one of them away, and give --resume.",
+                f"in its journal. Move one of them away, and {self.advice.go_on}.",
                 path=str(self.path),
             ) from error
         except OSError as error:
@@ -301,7 +314,7 @@ class BatchOutput:
         if room < needed:
             raise BatchError(
                 f"All rows are answered, but there is no room to put {self.path} together: it takes {needed:,} bytes "
-                f"beside the journal, and {room:,} are free. Make room, and give --resume.",
+                f"beside the journal, and {room:,} are free. Make room, and {self.advice.go_on}.",
                 path=str(self.path),
             )
 

@@ -131,7 +131,7 @@ class ProgressFile:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         if value is not None:
-            interrupted = isinstance(value, KeyboardInterrupt)
+            interrupted = isinstance(value, KeyboardInterrupt | GeneratorExit)
             self.state = "interrupted" if interrupted else "failed"
             self._error = None if interrupted else f"{type(value).__name__}: {value}"
         self.write()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from datetime import datetime
 from itertools import islice
-from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, cast
+from typing import Any, Required, TypedDict, Unpack, cast
 
 from samplerpool.batch.events import (
     Action,
@@ -33,13 +33,13 @@ from samplerpool.batch.state import BatchState
 from samplerpool.batch.tally import BatchSummary, Progress, Tally
 from samplerpool.client.connection import Call, PoolConnection, WorkerView
 from samplerpool.config.sampling import sampling_params
-from samplerpool.data.answers import Answer, RowResult, output_row
+from samplerpool.data.answers import Answer, RowResult
 from samplerpool.data.media import with_media_read
 from samplerpool.data.messages import NOW
 from samplerpool.data.per_row import request_params, with_checked_params
-from samplerpool.data.rows import Row, rows_from_dataset
+from samplerpool.data.rows import Row
 from samplerpool.errors import BatchError, RenderError, SamplerPoolError
-from samplerpool.types import Dataset, FinishReason, Message, Sample
+from samplerpool.types import FinishReason, Message
 from samplerpool.wire.messages import ChatPrompt
 
 READ_AT_ONCE = 256
@@ -71,27 +71,12 @@ class StopSwitch:
         self.pressed += 1
 
 
-def run_batch(
-    connection: PoolConnection,
-    rows: Iterable[Row],
-    *,
-    params: Mapping[str, Any],
-    run_seed: int | None = None,
-    on_result: Callable[[RowResult], None],
-    on_progress: Callable[[Progress], None] | None = None,
-    stop: StopSwitch | None = None,
-    total: int | None = None,
-    fetch_media: bool = False,
-    before: int = 0,
-    frozen_date: str | None = None,
-) -> BatchSummary:
-    """Answer rows with all workers of a pool.
+class BatchOptions(TypedDict, total=False):
+    """What ``run_batch`` and ``iter_batch`` have in common.
 
     Args:
-        rows: read a little ahead of the workers, on the calling thread.
         params: sampling parameters of all rows; ``num_return_sequences`` is how many samples each row gets.
         run_seed: from which each answer's seed is derived; else ``params["seed"]``, else drawn.
-        on_result: called for each result as it comes; what it raises ends the run.
         on_progress: called a few times a second.
         stop: ends the run early.
         total: how many rows there will be, for the progress's time left.
@@ -99,55 +84,82 @@ def run_batch(
         frozen_date: the date and time, in ISO form, that chat templates are told; else the one when this begins. So no
             row depends on when it is sent.
         before: of their answers, how many an earlier run has, which are not among ``rows``.
+    """
+
+    params: Required[Mapping[str, Any]]
+    run_seed: int | None
+    on_progress: Callable[[Progress], None] | None
+    stop: StopSwitch | None
+    total: int | None
+    fetch_media: bool
+    before: int
+    frozen_date: str | None
+
+
+def run_batch(
+    connection: PoolConnection,
+    rows: Iterable[Row],
+    *,
+    on_result: Callable[[RowResult], None],
+    **options: Unpack[BatchOptions],
+) -> BatchSummary:
+    """Answer rows with all workers of a pool.
+
+    Args:
+        rows: read a little ahead of the workers, on the calling thread.
+        on_result: called for each result as it comes; what it raises ends the run.
+        **options: see ``BatchOptions``.
 
     Raises:
         InvalidParameter: among ``params``.
         UnsupportedParameter: the pool's engine does not honour one of them.
         BatchError: no worker is left.
     """
-    given = sampling_params(params).given()
+    return drained(iter_batch(connection, rows, **options), on_result)
+
+
+def drained(
+    groups: Generator[list[RowResult], None, BatchSummary], on_result: Callable[[RowResult], None]
+) -> BatchSummary:
+    """Go through a run's results to its end; what ``on_result`` raises ends the run."""
+    with closing(groups):
+        while True:
+            try:
+                group = next(groups)
+            except StopIteration as end:
+                summary: BatchSummary = end.value
+                return summary
+            for result in group:
+                on_result(result)
+
+
+def iter_batch(
+    connection: PoolConnection, rows: Iterable[Row], **options: Unpack[BatchOptions]
+) -> Generator[list[RowResult], None, BatchSummary]:
+    """The same step by step. The workers wait while nobody asks for the next results; closing it ends the run.
+
+    Yields:
+        Results as they come, some at a time.
+
+    Raises: as ``run_batch``.
+    """
+    given = sampling_params(options["params"]).given()
     samples = given.pop("num_return_sequences", 1)
-    seed = given.pop("seed", None)
+    seed, run_seed, total = given.pop("seed", None), options.get("run_seed"), options.get("total")
     if run_seed is None:
         run_seed = secrets.randbelow(2**32) if seed is None else seed
-    state = BatchState(run_seed, samples, given.get("max_new_tokens"))
-    tally = Tally(time.monotonic(), None if total is None else total * samples, before)
-    rows = with_checked_params(rows, given, samples)
-    options = {NOW: frozen_date or datetime.now().isoformat(timespec="seconds")}
-    switch = stop or StopSwitch()
-    run = _Run(connection, rows, given, state, tally, on_result, on_progress, switch, fetch_media, options)
-    complete = run.go()
-    return tally.summary(time.monotonic(), run_seed, complete=complete)
-
-
-def infer(
-    connection: PoolConnection, dataset: Dataset | str | Path, params: Mapping[str, Any], *, fetch_media: bool = False
-) -> list[Sample]:
-    """Answer a data set; ``SyncSampler.batch_infer`` and ``BaseSampler``'s form of samples.
-
-    Args:
-        dataset: anything that ``rows_from_dataset`` takes.
-        params: sampling parameters.
-        fetch_media: see ``run_batch``.
-
-    Returns:
-        One sample an answer, ordered by (row, sample), in the form of the output rows. A row that could not be
-        answered has its error in ``generation["error"]``.
-
-    Raises:
-        BatchError, InvalidParameter, UnsupportedParameter, UsageError
-    """
-    results: list[RowResult] = []
-    count = sampling_params(params).num_return_sequences or 1
-    run_batch(
+    run = _Run(
         connection,
-        rows_from_dataset(dataset),
-        params=params,
-        on_result=results.append,
-        fetch_media=fetch_media,
+        iter(with_checked_params(rows, given, samples)),
+        given,
+        BatchState(run_seed, samples, given.get("max_new_tokens")),
+        Tally(time.monotonic(), None if total is None else total * samples, options.get("before", 0)),
+        options.get("on_progress"),
+        options.get("stop") or StopSwitch(),
+        options.get("fetch_media", False),
+        {NOW: options.get("frozen_date") or datetime.now().isoformat(timespec="seconds")},
     )
-    results.sort(key=lambda result: (result.row.index, result.sample))
-    return [cast(Sample, output_row(result, count)) for result in results]
+    return (yield from run.go(run_seed))
 
 
 class _Run:
@@ -160,7 +172,6 @@ class _Run:
         params: Mapping[str, Any],
         state: BatchState,
         tally: Tally,
-        on_result: Callable[[RowResult], None],
         on_progress: Callable[[Progress], None] | None,
         stop: StopSwitch,
         fetch_media: bool,
@@ -171,7 +182,7 @@ class _Run:
         self._params = params
         self._state = state
         self._tally = tally
-        self._on_result = on_result
+        self._results: list[RowResult] = []
         self._on_progress = on_progress
         self._stop = stop
         self._fetch_media = fetch_media
@@ -184,17 +195,20 @@ class _Run:
         self._finish: Finish | None = None
         self._looked_at = 0.0
 
-    def go(self) -> bool:
-        """Run to the end; whether all of the input was dealt with."""
+    def go(self, run_seed: int) -> Generator[list[RowResult], None, BatchSummary]:
+        """Run to the end, and say what was done."""
         try:
             self._handle(*self._look_around())
             while self._finish is None:
                 self._feed()
                 self._collect()
+                if self._results:
+                    results, self._results = self._results, []
+                    yield results
         finally:
             self._abort_what_runs()
             self._report()
-        return self._concluded(self._finish)
+        return self._tally.summary(time.monotonic(), run_seed, complete=self._concluded(self._finish))
 
     def _concluded(self, finish: Finish) -> bool:
         if finish.error is not None:
@@ -301,7 +315,7 @@ class _Run:
             match action:
                 case Emit(result, worker):
                     self._tally.emitted(result, worker)
-                    self._on_result(result)
+                    self._results.append(result)
                 case Assign(worker, jobs):
                     self._submit(worker, jobs)
                 case Drop(worker, job):

@@ -77,7 +77,7 @@ def run(job: Job, data: DataCollection, output: BatchOutput, connection: PoolCon
         BatchError: a row failed that must not; else as for ``run_durably``.
     """
 
-    def on_result(result: RowResult) -> None:
+    def check(result: RowResult) -> None:
         if result.error is not None and job.stop_on_error:
             raise BatchError(f"Row {result.row.index} failed, and --on-error is stop: {error_text(result.error)}")
 
@@ -101,7 +101,7 @@ def run(job: Job, data: DataCollection, output: BatchOutput, connection: PoolCon
             params=job.sampling,
             overwrite=job.overwrite,
             accept_changes=job.accept_changes,
-            on_result=on_result,
+            check=check,
             on_progress=progress.update,
             on_note=view.say,
             stop=stop,

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from samplerpool.batch.advice import Advice
 from samplerpool.batch.durable import run_durably
 from samplerpool.batch.formats import OutputFormat
 from samplerpool.batch.order import InOrder
@@ -26,7 +27,7 @@ from samplerpool.data.answers import RowResult, output_row
 from samplerpool.data.json_text import to_json
 from samplerpool.data.rows import Row
 from samplerpool.data.selection import Selection
-from samplerpool.errors import FingerprintMismatch, InvalidParameter, OutputExists, SamplerPoolError, UsageError
+from samplerpool.errors import InvalidParameter, OutputExists, SamplerPoolError, UsageError
 from samplerpool.samplers.sync_sampler import SyncSampler
 
 __all__ = ["SyncSampler", "main", "run_chat"]
@@ -108,6 +109,15 @@ def _engine(arguments: Arguments) -> str:
     return backend
 
 
+ADVICE = Advice(
+    go_on="make the same call again",
+    begin_anew="give another output",
+    accept_changes="give another output",
+    go_elsewhere="give another output",
+    samples="num_return_sequences",
+    seed="seed",
+)
+
 # ---- answering data -------------------------------------------------------------------------------------------------
 
 
@@ -124,16 +134,15 @@ def _answer_data(arguments: Arguments) -> int:
         if output is None:
             summary = _print_answers(sampler, selection.rows(data), params, samples, fetch_media=fetch_media)
         else:
-            with _own_advice(output):
-                summary = run_durably(
-                    sampler.connection,
-                    selection.rows(data),
-                    output,
-                    source=", ".join(map(str, data.paths)),
-                    selection=selection,
-                    params=params,
-                    fetch_media=fetch_media,
-                )
+            summary = run_durably(
+                sampler.connection,
+                selection.rows(data),
+                output,
+                source=", ".join(map(str, data.paths)),
+                selection=selection,
+                params=params,
+                fetch_media=fetch_media,
+            )
     _say(
         f"{summary.rows} rows, {summary.error_rows} with errors, {summary.completion_tokens} tokens "
         f"in {summary.elapsed_s:.1f} s ({summary.tokens_per_s:.1f} tokens/s)"
@@ -149,7 +158,9 @@ def _output(data: DataArguments, samples: int) -> BatchOutput:
     """
     path = Path(data.output or "").expanduser()
     begun = path.with_name(path.name + JOURNAL_SUFFIX).exists()
-    output = BatchOutput(path, samples, resume=begun, output_format=OutputFormat.of(path, data.output_format))
+    output = BatchOutput(
+        path, samples, resume=begun, output_format=OutputFormat.of(path, data.output_format), advice=ADVICE
+    )
     if output.complete:
         left = f" and {output.journal_path.name}" if output.journal_path.exists() else ""
         raise OutputExists(
@@ -158,19 +169,6 @@ def _output(data: DataArguments, samples: int) -> BatchOutput:
             path=str(output.path),
         )
     return output
-
-
-@contextmanager
-def _own_advice(output: BatchOutput) -> Iterator[None]:
-    """The options that such errors name are those of ``samplerpool batch``."""
-    try:
-        yield
-    except FingerprintMismatch as error:
-        raise FingerprintMismatch(
-            f"{error.message} (These are options of samplerpool batch. Here, give another output, or remove "
-            f"{output.journal_path} to begin anew.)",
-            **error.data,
-        ) from None
 
 
 def _print_answers(

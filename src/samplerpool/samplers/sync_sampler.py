@@ -7,13 +7,13 @@ import atexit
 import os
 import queue
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from samplerpool.batch.runner import infer
+from samplerpool.batch.library import in_order, iter_samples
 from samplerpool.client.connection import PoolConnection, WorkerAddress
 from samplerpool.client.continuation import ContinuedAnswer
 from samplerpool.client.response import Call
@@ -258,13 +258,30 @@ class SyncSampler(BaseSampler):
         return getattr(self._last, "answer", None)
 
     def batch_infer(  # type: ignore[override]
-        self, dataset: Dataset | str | Path, *, fetch_media: bool = False, **params: Any
+        self,
+        dataset: Dataset | str | Path,
+        *,
+        output: str | Path | None = None,
+        on_result: Callable[[int, Sample], None] | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
+        retry_errors: bool = False,
+        accept_changes: bool = False,
+        fetch_media: bool = False,
+        **params: Any,
     ) -> list[Sample]:
         """Answer every sample of a data set with all workers.
 
         Args:
             dataset: a list, a torch map-style or iterable dataset, a ``datasets.Dataset``, a ``DataEngine``, or what
                 that takes: a path, a dataset-info YAML, a hub id.
+            output: a file to write as ``samplerpool batch`` does: each finished row goes to a journal beside it, and
+                it is put together at the end. Whatever ends the call, the same call with ``resume`` goes on.
+            on_result: called with the row's number and its Sample as rows finish; see ``batch_iter``.
+            resume: go on with what an interrupted run left, if it left anything; an output that is complete is read.
+            overwrite: replace an output that is there already, and what a run left of one.
+            retry_errors: like ``resume``, and answer the rows again that carry errors.
+            accept_changes: with ``resume``: go on although the model or a parameter has changed.
             fetch_media: get images, videos and sounds from ``http(s):`` URLs, too.
             **params: sampling parameters of all rows; ``seed`` seeds the run.
 
@@ -273,9 +290,68 @@ class SyncSampler(BaseSampler):
             and ``generation``. A row that cannot be answered carries its error in ``generation``.
 
         Raises:
-            BatchError: no worker is left.
+            BatchError: no worker is left; the output cannot be written.
+            OutputExists: the output is there, or what an interrupted run left of it.
+            FingerprintMismatch: it is of another run, or of another input.
         """
-        return infer(self.connection, dataset, params, fetch_media=fetch_media)
+        results = self.batch_iter(
+            dataset,
+            output=output,
+            resume=resume,
+            overwrite=overwrite,
+            retry_errors=retry_errors,
+            accept_changes=accept_changes,
+            fetch_media=fetch_media,
+            **params,
+        )
+        with closing(results):
+            return in_order(_told(results, on_result))
+
+    def batch_iter(
+        self,
+        dataset: Dataset | str | Path,
+        *,
+        output: str | Path | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
+        retry_errors: bool = False,
+        accept_changes: bool = False,
+        fetch_media: bool = False,
+        **params: Any,
+    ) -> Generator[tuple[int, Sample], None, None]:
+        """``batch_infer`` row by row.
+
+        The workers are kept busy while results are asked for. Leaving the loop early ends the run: with an output,
+        what is finished is kept, and ``resume`` goes on.
+
+        Args:
+            dataset: as for ``batch_infer``, and so are ``output``, ``resume``, ``overwrite``, ``retry_errors``,
+                ``accept_changes``, ``fetch_media`` and ``**params``, and the errors.
+
+        Yields:
+            The row's number and its Sample, as they finish. With an output, those that an earlier run has come first,
+            and each is in the journal when it comes; so with ``resume`` nothing is missed and nothing computed twice.
+        """
+        return iter_samples(
+            self.connection,
+            dataset,
+            params,
+            output=output,
+            resume=resume,
+            overwrite=overwrite,
+            retry_errors=retry_errors,
+            accept_changes=accept_changes,
+            fetch_media=fetch_media,
+        )
+
+
+def _told(
+    results: Iterable[tuple[int, Sample]], on_result: Callable[[int, Sample], None] | None
+) -> Iterator[tuple[int, Sample]]:
+    for index, sample in results:
+        if on_result is not None:
+            on_result(index, sample)
+        yield index, sample
 
 
 def find_connection(pool: str | Path | None) -> ConnectionFile:
