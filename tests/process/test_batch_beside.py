@@ -13,6 +13,7 @@ import pexpect
 import pytest
 
 from samplerpool import SyncSampler
+from samplerpool.data.answers import row_seed
 from tests.process.conftest import DEADLINE_S, eventually
 from tests.process.test_batch_runs import Batch, connect, write_rows
 
@@ -86,6 +87,31 @@ def test_tail_shows_answers_while_they_come_and_afterwards(tmp_path: Path, sampl
     ]
     assert beside("tail", output, "--row", "41").returncode == 1
     assert beside("tail", output, "--row", "4", "-n", "3").returncode == 2
+
+
+def test_tail_shows_the_tokens_of_a_row_that_is_not_finished(tmp_path: Path, sampler: SyncSampler) -> None:
+    paced = "[[random:40]][[pace:0.02]]"
+    write_rows(
+        tmp_path / "in.jsonl", ["[[say:quick]]", *[f"[[tokens:20]][[pace:0.05]] {i}" for i in range(2000)], paced]
+    )
+    output, pool = tmp_path / "out.jsonl", connect(sampler)
+    batch = Batch(tmp_path, *pool)
+    eventually(batch.has_rows, "some rows are written")
+    words = [sys.executable, "-m", "samplerpool", "batch", "tail", str(output), "--row", "2001", "--live", *pool]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, bufsize=0) as live:
+        assert live.stdout is not None
+        pieces = list(iter(lambda: os.read(live.stdout.fileno(), 100), b""))  # type: ignore[union-attr]
+    assert len(pieces) > 5
+    seed = json.loads(output.with_name("out.jsonl.run.json").read_text())["run_seed"]
+    expected = "".join(sampler.generate(paced, seed=row_seed(seed, 2001, 0)))
+    assert b"".join(pieces).decode() == f"{expected}\n"
+    assert beside("tail", output, "--row", "0", "--live", *pool).stdout.endswith("[assistant]\nquick\n")
+    assert "no row 5000" in beside("tail", output, "--row", "5000", "--live", *pool).stderr
+    for wrong in (("--live",), ("--row", "3", "--live", "-f"), ("--row", "3", "--live", "--json")):
+        assert beside("tail", output, *wrong).returncode == 2
+    batch.interrupt()
+    batch.interrupt()
+    assert batch.ends() == 130
 
 
 def test_a_detached_batch_outlives_its_terminal_and_is_stopped_from_another(

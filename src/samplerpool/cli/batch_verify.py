@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import click
 
-from samplerpool.batch.durable import model_of
-from samplerpool.batch.manifest import Manifest
 from samplerpool.batch.near_tie import NEAR_TIE
 from samplerpool.batch.results import RunFiles, open_results
-from samplerpool.batch.spool import is_stream
 from samplerpool.batch.verify import Finding, Verdict, choose_answers, verify
+from samplerpool.cli.batch_again import check_same_model, input_of
 from samplerpool.cli.batch_pool import check_choice, connected
 from samplerpool.cli.batch_process import stop_switch
 from samplerpool.cli.batch_view import view_for
@@ -24,9 +20,7 @@ from samplerpool.cli.command import Command
 from samplerpool.cli.main import EXIT_INTERRUPTED, EXIT_ROW_ERRORS
 from samplerpool.cli.options import connect_option, model_options, pool_option
 from samplerpool.cli.output import plural
-from samplerpool.client.connection import PoolConnection
 from samplerpool.data.selection import Selection
-from samplerpool.errors import FingerprintMismatch, UsageError
 
 FINDINGS: dict[Finding, str] = {"equal": "equal", "near-tie": "differs at a near-tie", "differs": "differs"}
 
@@ -84,9 +78,9 @@ def command(
         click.echo(f"{files.path} has no answers to be compared")
         return 0
     selection = Selection.noted(vars(files.manifest))
-    with selection.open(_input(files, source)) as data, connected(pool, connect, model, model_settings) as connection:
+    with selection.open(input_of(files, source)) as data, connected(pool, connect, model, model_settings) as connection:
         if not accept_changes:
-            _check_same(files.manifest, connection)
+            check_same_model(files.manifest, connection)
         with stop_switch() as stop, view_for(sys.stderr) as view:
             verdicts = verify(
                 connection,
@@ -107,33 +101,6 @@ def command(
         click.echo(f"interrupted; {len(kept) - len(verdicts)} were not compared")
         return EXIT_INTERRUPTED
     return EXIT_ROW_ERRORS if counts["differs"] else 0
-
-
-def _input(files: RunFiles, source: str | None) -> str:
-    """What the run's rows were read from.
-
-    Raises:
-        UsageError: it is not there any more.
-    """
-    if source is None:
-        source = files.manifest.source
-        if source == "-" or is_stream(source):
-            if not files.spool.exists():
-                raise UsageError(
-                    f"The run read its input from {'standard input' if source == '-' else source}, which was kept only "
-                    "while it ran. Give the same rows as a file: --input FILE."
-                )
-            source = str(files.spool)
-    return source
-
-
-def _check_same(manifest: Manifest, connection: PoolConnection) -> None:
-    now = replace(manifest, model=model_of(connection), version=version("samplerpool"))
-    if changes := manifest.changes(now):
-        raise FingerprintMismatch(
-            f"This pool would not answer as the run's did. {'; '.join(changes)}. Use a pool with the run's model, or "
-            "give --accept-changes to compare nevertheless."
-        )
 
 
 def _line(verdict: Verdict, samples: int) -> str:
