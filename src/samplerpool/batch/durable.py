@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
+from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import version
 from typing import Any, Required, TypedDict, Unpack
@@ -129,6 +130,15 @@ def iter_durably(
             f"The run that is to go on has the seed {manifest.run_seed}, not {seed}; leave {output.advice.seed} out."
         )
 
+    def same_model(worker: int, said: Mapping[str, Any]) -> None:
+        """A worker that comes later may have been started from a checkpoint that has changed meanwhile."""
+        if changes := manifest.changes(replace(manifest, model=_model_in(said))):
+            raise FingerprintMismatch(
+                f"Worker {worker} does not run what this batch began with. {'; '.join(changes)}. Give it the same "
+                f"model again, and {output.advice.go_on}; or {output.advice.accept_changes}.",
+                worker=worker,
+            )
+
     shown = ProgressFile(output.path, on_note)
     switch = stop or StopSwitch()
 
@@ -147,6 +157,7 @@ def iter_durably(
             run_seed=manifest.run_seed,
             frozen_date=manifest.frozen_date,
             on_progress=progressed,
+            on_worker=None if accept_changes else same_model,
             stop=switch,
             total=total,
             before=output.finished.count,
@@ -192,10 +203,15 @@ def model_of(connection: PoolConnection) -> dict[str, Any]:
                     said = connection.describe(view.index)
                 except TransportError:
                     continue
-                return {
-                    **said.get("fingerprint", {}),
-                    "engine": said.get("engine"),
-                    "defaults": said.get("defaults", {}),
-                }
+                return _model_in(said)
         connection.wait_until(lambda now: any(view.up for view in now), WAIT_FOR_WORKER_S)
     raise BatchError("No worker of the pool is left.")
+
+
+def _model_in(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a worker's description what can change its answers."""
+    return {
+        **description.get("fingerprint", {}),
+        "engine": description.get("engine"),
+        "defaults": description.get("defaults", {}),
+    }

@@ -78,6 +78,8 @@ class BatchOptions(TypedDict, total=False):
         params: sampling parameters of all rows; ``num_return_sequences`` is how many samples each row gets.
         run_seed: from which each answer's seed is derived; else ``params["seed"]``, else drawn.
         on_progress: called a few times a second.
+        on_worker: called with the number and the description of a worker that is there, or there again, before it gets
+            rows; what it raises ends the run.
         stop: ends the run early.
         total: how many rows there will be, for the progress's time left.
         fetch_media: get images, videos and sounds from ``http(s):`` URLs, too.
@@ -89,6 +91,7 @@ class BatchOptions(TypedDict, total=False):
     params: Required[Mapping[str, Any]]
     run_seed: int | None
     on_progress: Callable[[Progress], None] | None
+    on_worker: Callable[[int, Mapping[str, Any]], None] | None
     stop: StopSwitch | None
     total: int | None
     fetch_media: bool
@@ -155,6 +158,7 @@ def iter_batch(
         BatchState(run_seed, samples, given.get("max_new_tokens")),
         Tally(time.monotonic(), None if total is None else total * samples, options.get("before", 0)),
         options.get("on_progress"),
+        options.get("on_worker"),
         options.get("stop") or StopSwitch(),
         options.get("fetch_media", False),
         {NOW: options.get("frozen_date") or datetime.now().isoformat(timespec="seconds")},
@@ -173,6 +177,7 @@ class _Run:
         state: BatchState,
         tally: Tally,
         on_progress: Callable[[Progress], None] | None,
+        on_worker: Callable[[int, Mapping[str, Any]], None] | None,
         stop: StopSwitch,
         fetch_media: bool,
         template_options: Mapping[str, Any],
@@ -184,6 +189,7 @@ class _Run:
         self._tally = tally
         self._results: list[RowResult] = []
         self._on_progress = on_progress
+        self._on_worker = on_worker
         self._stop = stop
         self._fetch_media = fetch_media
         self._template_options = template_options
@@ -300,9 +306,12 @@ class _Run:
 
     def _max_batch(self, worker: int) -> int:
         try:
-            value = self._connection.describe(worker, DESCRIBE_TIMEOUT_S).get("max_batch")
+            said = self._connection.describe(worker, DESCRIBE_TIMEOUT_S)
         except SamplerPoolError:  # if it is gone, that will show; if it is only slow, it can still answer
-            value = None
+            return DEFAULT_MAX_BATCH
+        if self._on_worker is not None:
+            self._on_worker(worker, said)
+        value = said.get("max_batch")
         return value if isinstance(value, int) and value > 0 else DEFAULT_MAX_BATCH
 
     # ---- out ------------------------------------------------------------------------------------------------------
