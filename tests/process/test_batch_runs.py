@@ -404,6 +404,28 @@ def test_standard_input_is_kept_so_that_the_run_can_go_on_without_it(tmp_path: P
     assert sorted(path.name for path in tmp_path.iterdir()) == left
 
 
+def test_an_input_that_is_cut_off_under_way_ends_the_run_which_goes_on_when_it_is_back(tmp_path: Path) -> None:
+    write_rows(tmp_path / "in.jsonl", [f"[[tokens:20]][[pace:0.01]] {i}" for i in range(3000)])
+    whole = (tmp_path / "in.jsonl").read_bytes()
+    with SyncSampler.launch(engine="scripted", devices="cpu") as sampler:
+        batch = Batch(tmp_path, *connect(sampler))
+        eventually(batch.has_rows, "some rows are written")
+        with (tmp_path / "in.jsonl").open("r+b") as file:
+            file.truncate(len(whole) * 2 // 3 + 5)
+        assert batch.ends() == 2
+        assert "in.jsonl changed while it was read: it had" in batch.stderr
+        assert "to go on: samplerpool batch" in batch.stderr
+        refused = Batch(tmp_path, *connect(sampler), "--resume")
+        assert refused.ends() == 1
+        assert "input_bytes: was" in refused.stderr
+        (tmp_path / "in.jsonl").write_bytes(whole)
+        again = Batch(tmp_path, *connect(sampler), "--resume")
+        assert again.ends() == 0, again.stderr
+    rows = [json.loads(line) for line in again.output.read_text().splitlines()]
+    assert [row["generation"]["index"] for row in rows] == list(range(3000))
+    assert all(row["generation"]["error"] is None for row in rows)
+
+
 def test_errors_can_be_tried_again(tmp_path: Path) -> None:
     rows = [{"id": i, "prompt": f"[[say:{i}]]"} for i in range(5)]
     rows[2] = {"id": 2, "text": "?"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import resource
 from collections.abc import Iterator
 from dataclasses import replace
@@ -309,6 +310,26 @@ def test_places_where_nothing_can_be_written(tmp_path: Path) -> None:
         BatchOutput(Path("/dev/null"), overwrite=True)
     with pytest.raises(BatchError, match="not a regular file"):
         BatchOutput(tmp_path)
+
+
+def test_a_folder_that_may_not_be_written_in_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "theirs"
+    folder.mkdir(mode=0o755)
+    for parent in (tmp_path, *tmp_path.parents[:2]):
+        parent.chmod(0o755)
+    child = os.fork()
+    if child == 0:  # as somebody who is not root, to whom nothing is forbidden
+        try:
+            if os.geteuid() == 0:
+                os.setuid(65534)
+            else:
+                folder.chmod(0o555)
+            BatchOutput(folder / "out.jsonl")
+        except BatchError as error:
+            os._exit(0 if "cannot be written: Permission denied" in error.message else 2)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_only_the_missing_answers_are_asked_for(path: Path) -> None:

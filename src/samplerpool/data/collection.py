@@ -19,6 +19,7 @@ from samplerpool.data.mixture import ONCE, Share
 from samplerpool.data.records import Record
 from samplerpool.data.rows import Row, row_of
 from samplerpool.data.sources import open_source
+from samplerpool.data.unchanged import Unchanged
 from samplerpool.errors import BadRow, RenderError
 from samplerpool.types import Sample
 
@@ -59,6 +60,7 @@ class DataCollection:
         except BaseException:
             self.close()
             raise
+        self._unchanged = Unchanged(self.paths)
 
     @classmethod
     def open(
@@ -89,13 +91,16 @@ class DataCollection:
             meant: of their columns, whether a row is wanted; where it raises, the row carries that error.
 
         Raises:
-            DataFileError: a file cannot be read on.
+            DataFileError: a file cannot be read on, or changed meanwhile.
         """
         found = self._all_entries() if order is None else map(self._entry, order)
         for number, member, entry in found:
+            if entry.sample is None:
+                self._unchanged.check()  # else half a line would be an error row
             row = member.row(entry, number, meant)
             if row is not None:
                 yield row
+        self._unchanged.check()
 
     def count_rows(self) -> int | None:
         """How many ``rows`` gives, by a quick pass over the files; None if they can be read only once."""
