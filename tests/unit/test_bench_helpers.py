@@ -155,7 +155,7 @@ def test_an_output_with_rows_missing_twice_or_out_of_order_is_noticed(bench, tmp
     output = tmp_path / "answers.jsonl"
     for lines, wrong in ((rows, 0), (rows[:3], 1), ([*rows, rows[3]], 2), ([rows[1], rows[0], *rows[2:]], 2)):
         output.write_text("\n".join(lines) + "\n")
-        assert scale.check_output(output, 4) == wrong
+        assert scale.check_output(output, 4, scale.ANSWER_TOKENS) == wrong
 
 
 # ---- how long a skewed run takes, on simulated time ----------------------------------------------------------------
