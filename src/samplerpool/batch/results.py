@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from array import array
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from samplerpool.batch.journal import read_records
+from samplerpool.batch.journal import HASH_BYTES, Finished, read_records
 from samplerpool.batch.manifest import Manifest
 from samplerpool.batch.output import JOURNAL_SUFFIX, MANIFEST_SUFFIX, SPOOL_SUFFIX
 from samplerpool.data.arrow import ParquetFile
 from samplerpool.data.json_text import from_json
 from samplerpool.data.jsonl import JsonLines
 from samplerpool.data.opening import Opening
-from samplerpool.data.records import Records
+from samplerpool.data.records import Record, Records
 from samplerpool.errors import BadRow, BatchError
 
 
@@ -56,6 +57,13 @@ class Results(Protocol):
 
     def __len__(self) -> int: ...
 
+    def records(self) -> Iterator[Record]:
+        """All of them, in order, as a stream. One that cannot be read has its error.
+
+        Raises:
+            DataFileError: the file cannot be read on.
+        """
+
     def __getitem__(self, place: int) -> dict[str, Any]:
         """One output row.
 
@@ -88,6 +96,10 @@ class OutputFile:
     def __len__(self) -> int:
         return len(self._records)
 
+    def records(self) -> Iterator[Record]:
+        """As they stand there."""
+        return iter(self._records)
+
     def __getitem__(self, place: int) -> dict[str, Any]:
         record = self._records[place]
         if record.error is not None:
@@ -100,27 +112,40 @@ class OutputFile:
 
 
 class JournalRows:
-    """The rows of a journal, of each the latest, ordered by (row, sample), as far as it has been written now."""
+    """The rows of a journal, of each the latest, ordered by (row, sample), as far as it has been written now.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        samples: answers per row.
+    """
+
+    def __init__(self, path: Path, samples: int) -> None:
         self._path = path
-        places: dict[tuple[int, int], tuple[int, int, bytes]] = {}
+        self._finished = finished = Finished(samples)
         with open(path, "rb") as file:
             for record in read_records(file, path):
-                places[record.row, record.sample] = record.offset, len(record.line), record.hashed
-        self._places = [places[key] for key in sorted(places)]
+                own = (record.row, record.sample, record.outcome, record.hashed, record.offset, len(record.line))
+                finished.add(*own)
+        self._places = array("Q", (place for place, offset in enumerate(finished.offsets) if offset))
 
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        offset, length, _ = self._places[place]
+    def records(self) -> Iterator[Record]:
+        """Each is read from its place."""
         with open(self._path, "rb", buffering=0) as file:
-            return output_columns(os.pread(file.fileno(), length, offset))
+            for place in self._places:
+                yield Record(self._path.name, self._read(file.fileno(), place))
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        with open(self._path, "rb", buffering=0) as file:
+            return self._read(file.fileno(), self._places[place])
+
+    def _read(self, descriptor: int, place: int) -> dict[str, Any]:
+        return output_columns(os.pread(descriptor, self._finished.lengths[place], self._finished.offsets[place]))
 
     def input_hash(self, place: int) -> bytes | None:
         """As the record has it."""
-        return self._places[place][2]
+        return self._finished.hashes[self._places[place]].to_bytes(HASH_BYTES, "little")
 
 
 def output_columns(line: bytes) -> dict[str, Any]:
@@ -159,7 +184,7 @@ def open_results(files: RunFiles) -> Results:
     if files.finished and not files.manifest.output_format.startswith("openai"):
         return OutputFile(files.path, files.manifest.output_format)
     try:
-        return JournalRows(files.journal)
+        return JournalRows(files.journal, files.manifest.samples)
     except FileNotFoundError as error:
         if files.finished:
             raise BatchError(
