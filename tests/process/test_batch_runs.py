@@ -18,6 +18,7 @@ from typing import Any
 import pexpect
 import pytest
 
+from samplerpool.batch.history import read_history
 from samplerpool.batch.journal import HEADER, Journal
 from samplerpool.batch.runner import run_batch
 from samplerpool.data.answers import RowResult
@@ -400,7 +401,8 @@ def test_standard_input_is_kept_so_that_the_run_can_go_on_without_it(tmp_path: P
         batch = Batch(tmp_path, *connect(sampler), "--resume", source="-", stdin=subprocess.DEVNULL)
         assert batch.ends() == 0, batch.stderr
     assert [row["id"] for row in batch.rows()] == [f"r{i}" for i in range(22)]
-    left = ["in.jsonl", "out.jsonl", "out.jsonl.progress.json", "out.jsonl.run.json"]
+    assert [session.number for session in read_history(batch.output)] == [1, 2]
+    left = ["in.jsonl", "out.jsonl", "out.jsonl.history.jsonl", "out.jsonl.progress.json", "out.jsonl.run.json"]
     assert sorted(path.name for path in tmp_path.iterdir()) == left
 
 
@@ -445,5 +447,5 @@ def test_errors_can_be_tried_again(tmp_path: Path) -> None:
     after = again.rows()
     assert [row["generation"]["text"] for row in after] == ["0", "1", "2", "3", "4"]
     assert [*after[:2], *after[3:]] == [*before[:2], *before[3:]]
-    left = ["in.jsonl", "out.jsonl", "out.jsonl.progress.json", "out.jsonl.run.json"]
+    left = ["in.jsonl", "out.jsonl", "out.jsonl.history.jsonl", "out.jsonl.progress.json", "out.jsonl.run.json"]
     assert sorted(path.name for path in tmp_path.iterdir()) == left

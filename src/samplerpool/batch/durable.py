@@ -11,6 +11,7 @@ from datetime import datetime
 from importlib.metadata import version
 from typing import Any, Required, TypedDict, Unpack
 
+from samplerpool.batch.history import HistoryFile
 from samplerpool.batch.manifest import Manifest
 from samplerpool.batch.output import BatchOutput
 from samplerpool.batch.progress_file import ProgressFile
@@ -64,7 +65,8 @@ def run_durably(
 ) -> BatchSummary:
     """Answer the rows that the output does not have yet; if all are there then, put the output together.
 
-    How far it is, stands in a file beside the output (``batch.progress_file``).
+    How far it is, stands in a file beside the output (``batch.progress_file``), and how it went in another
+    (``batch.history``).
 
     Args:
         rows: all that are meant, in their order, also those that an earlier run has answered.
@@ -109,6 +111,7 @@ def iter_durably(
     """
     given = sampling_params(params).given()
     seed = given.pop("seed", None)
+    resumed = output.manifest is not None
     manifest = output.begin(
         Manifest(
             source=source,
@@ -140,16 +143,18 @@ def iter_durably(
             )
 
     shown = ProgressFile(output.path, on_note)
+    history = HistoryFile(output.path, resumed=resumed, note=on_note)
     switch = stop or StopSwitch()
 
     def progressed(progress: Progress) -> None:
         output.keep_safe()
         shown.state = "stopping" if switch.pressed else "running"
         shown.update(progress)
+        history.update(progress)
         if on_progress is not None:
             on_progress(progress)
 
-    with shown:
+    with history, shown:
         groups = iter_batch(
             connection,
             output.missing(rows, whole=selection.limit is None),

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, Self, cast
 
 from samplerpool.batch.advice import COMMAND_LINE, Advice
 from samplerpool.batch.formats import Hashed, OutputFormat
+from samplerpool.batch.history import history_path
 from samplerpool.batch.journal import FLUSH_BYTES, Finished, Journal, Outcome, row_hash
 from samplerpool.batch.manifest import Manifest, sync_folder
 from samplerpool.batch.progress_file import progress_path
@@ -360,7 +361,8 @@ class BatchOutput:
         finally:
             journal.close()
             if not self.complete and not journal.finished.count:
-                for path in (self.journal_path, self._manifest_path, self.spool_path, progress_path(self.path)):
+                told = (progress_path(self.path), history_path(self.path))
+                for path in (self.journal_path, self._manifest_path, self.spool_path, *told):
                     path.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
