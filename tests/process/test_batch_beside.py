@@ -13,6 +13,7 @@ import pexpect
 import pytest
 
 from samplerpool import SyncSampler
+from samplerpool.batch.history import read_history
 from samplerpool.data.answers import row_seed
 from tests.process.conftest import DEADLINE_S, eventually
 from tests.process.test_batch_runs import Batch, connect, write_rows
@@ -24,10 +25,17 @@ def beside(command: str, output: Path, *arguments: str) -> subprocess.CompletedP
     return subprocess.run(words, capture_output=True, text=True, timeout=DEADLINE_S)
 
 
-def test_verify_compares_answers_and_refuses_another_model(tmp_path: Path, sampler: SyncSampler) -> None:
+def test_an_output_is_reported_and_compared_and_with_another_model_it_is_not(
+    tmp_path: Path, sampler: SyncSampler
+) -> None:
     write_rows(tmp_path / "in.jsonl", [f"[[random:6]] {i}" for i in range(30)])
     pool, output = connect(sampler), tmp_path / "out.jsonl"
     assert Batch(tmp_path, *pool, "--temperature", "0.8", "--n", "2").ends() == 0
+    (session,) = read_history(output)
+    assert session.points[-1].rows == sum(share.rows for share in session.points[-1].workers) == 60
+    report = beside("report", output)
+    assert report.stdout.startswith(f"{output}.report.html is written: 60 rows counted, 60 to read, "), report.stderr
+
     check = beside("verify", output, "--rows", "12", *pool)
     assert check.returncode == 0, check.stderr
     lines = check.stdout.splitlines()

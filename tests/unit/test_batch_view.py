@@ -4,8 +4,8 @@ import dataclasses
 import io
 import re
 
-from samplerpool.batch.tally import BatchSummary, Progress, WorkerTally
-from samplerpool.cli.batch_view import LiveView, PlainView, duration, plain_line, summary_lines
+from samplerpool.batch.tally import BatchSummary, Progress, WorkerTally, duration
+from samplerpool.cli.batch_view import LiveView, PlainView, plain_line, summary_lines
 
 WORKERS = (WorkerTally(0, 60, 1200, 4, True, utilisation=0.974), WorkerTally(1, 59, 1180, 0, False, restarts=2))
 PROGRESS = Progress(120, 1500, 1, 2380, 238.0, 10.0, 115.0, WORKERS, 0, 0, 9000, 901.2)

@@ -18,6 +18,16 @@ UTILISATION_WINDOW_S = 10.0
 WorkerState = Literal["busy", "idle", "coming", "gone"]
 
 
+def duration(seconds: float) -> str:
+    """A time for people: 4.2 s, 3 min 20 s, 2 h 05 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
 @dataclass(slots=True)
 class WorkerTally:
     """One worker's share.

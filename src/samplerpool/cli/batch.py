@@ -22,6 +22,7 @@ from samplerpool.data.selection import Selection
 from samplerpool.errors import UsageError
 
 OTHERS: dict[str, str] = {
+    "report": "Write a page about an output: figures, charts, rows to read.",
     "stop": "Stop a batch, as Ctrl-C does where it runs.",
     "tail": "Show answers of a batch, while it runs or afterwards.",
     "verify": "Sample some rows of an output once more, and compare.",

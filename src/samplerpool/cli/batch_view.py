@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
-from samplerpool.batch.tally import BatchSummary, Progress, WorkerTally
+from samplerpool.batch.tally import BatchSummary, Progress, WorkerTally, duration
 from samplerpool.cli.output import plural
 
 if TYPE_CHECKING:
@@ -184,16 +184,6 @@ def _rows(progress: Progress) -> str:
 def _worker(worker: WorkerTally) -> str:
     down = "" if worker.up else f" ({_NAMES[worker.state]})"
     return f"worker {worker.index}: {worker.rows:,} rows, {worker.tokens:,} tokens{down}"
-
-
-def duration(seconds: float) -> str:
-    """A time for people: 4.2 s, 3 min 20 s, 2 h 05 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def summary_lines(summary: BatchSummary) -> list[str]:
