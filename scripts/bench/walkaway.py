@@ -36,7 +36,7 @@ from samplerpool.data.collection import DataCollection
 from samplerpool.wire.endpoint import find_pool
 
 WORKERS = 2
-PATIENCE_S = {"scripted": (0.7, 2.5), "real": (6.0, 20.0)}
+PATIENCE_S = {"scripted": (0.7, 2.5), "real": (2.0, 9.0)}
 """How long the client is left alone between two kills: drawn between these."""
 CLIENT_IS_KILLED = 2 / 3
 """So often it is the client, else a worker."""

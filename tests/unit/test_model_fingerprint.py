@@ -48,6 +48,19 @@ def test_weights_are_told_apart_by_header_size_and_time(folder: Path) -> None:
     assert len({before, header, time, of(folder)["weights"]}) == 4
 
 
+def test_all_of_the_weights_count_where_that_is_asked_for(folder: Path) -> None:
+    before = of(folder, hash_weights=True)["weights"]
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    os.utime(file, ns=(0, 0))
+    assert of(folder, hash_weights=True)["weights"] == before != of(folder)["weights"]
+    quick = of(folder)["weights"]
+    file.write_bytes(content[:-1] + b"\1")  # behind the header
+    os.utime(file, ns=(0, 0))
+    assert of(folder)["weights"] == quick
+    assert of(folder, hash_weights=True)["weights"] != before
+
+
 def test_texts_and_settings_count(folder: Path, tmp_path: Path) -> None:
     before = of(folder)
     (folder / "tokenizer.json").write_text('{"a": 1}')

@@ -42,6 +42,8 @@ class ModelArguments:
         peft_config: PEFT adapters, merged or to be chosen by request, see ``config.adapters.adapter_plan``.
         kernel_config: kernels that take the place of parts of the model.
         quant_config: how the weights are quantized while they are loaded, see ``model.quantization``.
+        hash_weights: know the model again by all of its weights, which are read through once for that; else by their
+            headers, sizes and times, of which a copy has others.
 
     Raises:
         InvalidParameter: one error that names every keyword and value that cannot be.
@@ -57,6 +59,7 @@ class ModelArguments:
     peft_config: dict[str, Any] | None = setting(None, "Adapters, with a name.", named=True)
     kernel_config: dict[str, Any] | None = setting(None, "Kernels to use, with a name.", named=True)
     quant_config: dict[str, Any] | None = setting(None, "Quantization of the weights, with a name.", named=True)
+    hash_weights: bool = setting(False, "Know the model again by all of its weights, rather than by size and time.")
 
 
 @checked_group()

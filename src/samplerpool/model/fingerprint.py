@@ -1,4 +1,4 @@
-"""By which a model is known again, without reading its weights. Free of torch and transformers."""
+"""By which a model is known again; its weights are read only if that is asked for. Free of torch and transformers."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ def fingerprint(arguments: ModelArguments) -> dict[str, Any]:
         arguments: as it was loaded by.
 
     Returns:
-        The name; hashes of the weights (by safetensors' headers or a file's beginning, size and time of change) and of
-        the texts that lie with them (configuration, tokenizer, template), of the model and of each of its adapters by
-        its path; and how it was asked to be loaded.
+        The name; hashes of the weights (by safetensors' headers or a file's beginning, size and time of change; with
+        ``hash_weights`` by all that is in them) and of the texts that lie with them (configuration, tokenizer,
+        template), of the model and of each of its adapters by its path; and how it was asked to be loaded.
 
     Raises:
         ModelNotFound: it, or an adapter, is not there any more.
     """
     source = resolve_source(arguments.model_name_or_path)
-    found: dict[str, Any] = {"name": source.name, **_files(source)}
+    whole = arguments.hash_weights
+    found: dict[str, Any] = {"name": source.name, **_files(source, whole)}
     if adapters := adapter_plan(arguments.peft_config).paths:
-        found["adapters"] = {path: _adapter(path) for path in adapters}
+        found["adapters"] = {path: _adapter(path, whole) for path in adapters}
     given = {name: value for name, value in vars(arguments).items() if name != "model_name_or_path"}
     template = given.get("custom_chat_template")
     if template and (path := Path(template)).suffix and path.is_file():
@@ -45,23 +46,23 @@ def fingerprint(arguments: ModelArguments) -> dict[str, Any]:
     return found | {name: value for name, value in given.items() if value not in (None, False, {}, [])}
 
 
-def _files(source: ModelSource) -> dict[str, str]:
+def _files(source: ModelSource, whole: bool) -> dict[str, str]:
     if source.kind == "hub":
         return {"revision": _revision(source.location, CONFIG_FILE)}
-    return _hashes(Path(source.location))
+    return _hashes(Path(source.location), whole)
 
 
-def _adapter(name: str) -> dict[str, str]:
+def _adapter(name: str, whole: bool) -> dict[str, str]:
     folder = resolve_adapter(name)
-    return _hashes(folder) if folder else {"revision": _revision(name, ADAPTER_FILE)}
+    return _hashes(folder, whole) if folder else {"revision": _revision(name, ADAPTER_FILE)}
 
 
-def _hashes(path: Path) -> dict[str, str]:
+def _hashes(path: Path, whole: bool) -> dict[str, str]:
     folder = path if path.is_dir() else None
     weights = _matching(folder, WEIGHTS) if folder else [path]
     texts = _matching(folder, TEXTS) if folder else []
     return {
-        "weights": _digest(part for file in weights for part in _weights(file)),
+        "weights": _digest(part for file in weights for part in (_all_of(file) if whole else _weights(file))),
         "texts": _digest(part for file in texts for part in (file.name.encode(), file.read_bytes())),
     }
 
@@ -85,6 +86,12 @@ def _weights(file: Path) -> Iterable[bytes]:
         if file.suffix == ".safetensors" and state.st_size >= _LENGTH.size:
             length = min(_LENGTH.unpack(opened.read(_LENGTH.size))[0], 64 * HEAD_BYTES)
         yield opened.read(length)
+
+
+def _all_of(file: Path) -> Iterable[bytes]:
+    yield file.name.encode()
+    with file.open("rb") as opened:
+        yield hashlib.file_digest(opened, "blake2b").digest()
 
 
 def _digest(parts: Iterable[bytes]) -> str:
