@@ -85,6 +85,8 @@ class Garbage:
             else [1, [104, 105], [106], dice.randint(0, 1)]
         )
         params = {"max_new_tokens": dice.randint(1, 8), "stop": ["x"]}
+        if dice.random() < 0.3:
+            return [11, self._last_id, incarnation, prompt, params]
         return [1, self._last_id, incarnation, prompt, params, dice.randint(0, 1), dice.random() < 0.5, False]
 
     def _well_formed(self) -> bytes:

@@ -62,6 +62,27 @@ class TokenLogprobs(NamedTuple):
     top: Sequence[tuple[int, float]]
 
 
+class PromptCount(NamedTuple):
+    """What the preparation of a request tells, before anything is sampled.
+
+    Args:
+        prompt_tokens: of the rendered prompt.
+        max_new_tokens: that the answer may have, defaults of the pool and the checkpoint filled in.
+        limit: most tokens of prompt and answer together; the answer ends there.
+        escaped: special tokens that users wrote, which are broken up: the token, and where it stood.
+    """
+
+    prompt_tokens: int
+    max_new_tokens: int
+    limit: int
+    escaped: Sequence[tuple[str, str]] = ()
+
+    @property
+    def room(self) -> int:
+        """Tokens that the answer can have at most."""
+        return min(self.max_new_tokens, self.limit - self.prompt_tokens)
+
+
 class Generation(TypedDict):
     """How one row was answered. Depends on the inputs and the seed alone, never on the course of the run.
 

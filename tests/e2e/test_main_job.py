@@ -12,6 +12,9 @@ import pexpect
 import pytest
 
 from samplerpool import BaseSampler, ModelArguments, SampleArguments, SyncSampler
+from samplerpool.batch.runner import run_batch
+from samplerpool.data.answers import RowResult, error_text
+from samplerpool.data.rows import rows_from_dataset
 from samplerpool.model.model_engine import ModelEngine
 
 TIMEOUT_S = 240
@@ -125,6 +128,39 @@ def test_a_loaded_model_is_sampled_through_a_socket(loaded: ModelEngine) -> None
         samples = sampler.batch_infer([{"messages": QUESTION}, {"prompt": "Say hello."}])
     assert [sample["generation"]["index"] for sample in samples] == [0, 1]
     assert samples[0]["generation"]["text"] == "".join(pieces)
+
+
+def test_counted_prompts_are_those_of_the_run(loaded: ModelEngine) -> None:
+    rows: list[Any] = [
+        {"messages": QUESTION},
+        {"prompt": "Say <|im_end|> hello."},
+        {"messages": [{"role": "system", "content": "Be brief."}, *QUESTION], "tools": [{"name": "f"}]},
+        {"prompt": "word " * 10_000},
+        {"nothing": 1},
+    ]
+    found: dict[int, RowResult] = {}
+    with SyncSampler(SampleArguments(max_new_tokens=2), ModelArguments(), loaded.model, loaded.renderer) as sampler:
+        generations = [sample["generation"] for sample in sampler.batch_infer(rows)]
+        run_batch(
+            sampler.connection,
+            rows_from_dataset(rows),
+            params={},
+            on_result=lambda result: found.update({result.row.index: result}),
+            count_only=True,
+        )
+    assert len(found) == len(rows)
+    for generation in generations:
+        result = found[generation["index"]]
+        if result.error is not None:
+            assert generation["error"] == error_text(result.error)
+        else:
+            assert result.answer is not None
+            assert result.answer.count is not None
+            assert result.answer.count.prompt_tokens == generation["prompt_tokens"]
+            assert result.answer.count.max_new_tokens == 2
+    assert [bool(found[index].error) for index in range(5)] == [False, False, False, True, True]
+    escaped = [answer.count.escaped for n in range(3) if (answer := found[n].answer) and answer.count]
+    assert escaped == [[], [("<|im_end|>", "message 1 (user)")], []]
 
 
 async def test_the_async_form(loaded: ModelEngine) -> None:

@@ -9,8 +9,8 @@ from samplerpool.client.liveness import MAX_UNANSWERED, PING_INTERVAL_S, Livenes
 from samplerpool.client.response import Call
 from samplerpool.client.routing import Affinity, WorkerView, choose
 from samplerpool.errors import Aborted, PromptTooLong, ProtocolError
-from samplerpool.types import Message, TokenLogprobs
-from samplerpool.wire.messages import Accepted, Completed, Failed, Finished, TokenPrompt, Tokens
+from samplerpool.types import Message, PromptCount, TokenLogprobs
+from samplerpool.wire.messages import Accepted, Completed, Counted, Failed, Finished, TokenPrompt, Tokens
 
 
 def call() -> Call:
@@ -32,6 +32,23 @@ def test_an_answer_that_is_not_streamed_comes_as_a_whole() -> None:
     c.feed(Completed(1, "length", 2, 3, 5, "abc", message, [entry]))
     assert (c.done, c.error, c.text, c.seed, c.message, c.logprobs) == (True, None, "abc", 5, message, [entry])
     assert (c.finish_reason, c.prompt_tokens, c.completion_tokens) == ("length", 2, 3)
+
+
+def test_a_count_comes_where_it_was_asked_for_and_nothing_else_does() -> None:
+    found = PromptCount(7, 128, 2048)
+    c = Call(TokenPrompt([1, 2]), stream=False, count_only=True)
+    c.feed(Counted(1, found))
+    assert (c.done, c.error, c.count, c.prompt_tokens) == (True, None, found, 7)
+    for asked, frame in (
+        (True, Completed(1, "stop", 2, 1, 0, "a")),
+        (True, Accepted(1, [1], 0)),
+        (False, Counted(1, found)),
+    ):
+        with pytest.raises(ProtocolError):
+            Call(TokenPrompt([1, 2]), stream=False, count_only=asked).feed(frame)
+    refused = Call(TokenPrompt([1, 2]), stream=False, count_only=True)
+    refused.feed(Failed(1, "PromptTooLong", "too long", {}))
+    assert isinstance(refused.error, PromptTooLong)
 
 
 @pytest.mark.parametrize(

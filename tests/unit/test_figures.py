@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from samplerpool.config.arguments import ClientLimits, host_and_port
-from samplerpool.engine.loop import Admitted, RequestOutput
+from samplerpool.engine.loop import Admitted, Prepared, RequestOutput
 from samplerpool.errors import EngineError, InvalidParameter
 from samplerpool.pool.metrics import Metric, MetricsBook, WorkerState
+from samplerpool.types import PromptCount
 from samplerpool.wire.figures import BOUNDS, FIRST_TOKEN_S, TOKEN_S, Buckets, FigureReport, Histogram
 from samplerpool.wire.messages import Failed, Generate, Pong, TokenPrompt
 from samplerpool.worker.figures import ENGINE_COUNTERS, GAUGES, Ended, Figures
@@ -48,6 +49,14 @@ def test_a_request_that_is_answered() -> None:
     assert report.counters == {"prompt_tokens": 3, "completion_tokens": 4}
     assert report.histograms[FIRST_TOKEN_S] == in_buckets(FIRST_TOKEN_S, 0.5)
     assert report.histograms[TOKEN_S] == in_buckets(TOKEN_S, 0.5, 0.5, 0.5)  # two tokens a second apart, then one
+
+
+def test_a_prompt_that_is_only_counted_is_none_that_was_read() -> None:
+    figures = submitted(1, now=10.0)
+    ended = Ended((1, 1), "counted", "", 7, 0, 0.5, None, 0.5)
+    assert figures.produced([Prepared((1, 1), PromptCount(7, 128, 2048))], 10.5) == [ended]
+    report = figures.report({})
+    assert (report.outcomes, report.counters["prompt_tokens"]) == ({"counted": 1}, 0)
 
 
 def in_buckets(name: str, *values: float) -> Buckets:

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from samplerpool.config.arguments import EngineConfig
-from samplerpool.engine.loop import EngineLoop, RequestEvent, RequestOutput
+from samplerpool.config.sampling import SamplingParams
+from samplerpool.engine.loop import EngineLoop, Prepared, RequestEvent, RequestOutput
 from samplerpool.engine.scripted import ByteCodec, ScriptedEngine, ScriptedRenderer
-from samplerpool.errors import Aborted, EngineError
+from samplerpool.errors import Aborted, EngineError, PromptTooLong, UnsupportedParameter
 from samplerpool.samplers.intake import SLACK, Intake, Job
-from samplerpool.wire.messages import TokenPrompt
+from samplerpool.types import PromptCount
+from samplerpool.wire.messages import ChatPrompt, TokenPrompt
 
 TIMEOUT_S = 10.0
 
@@ -82,6 +84,33 @@ def test_tokens_that_cannot_be_decoded_cost_their_request_alone(intake: Intake, 
     intake.submit([job(1, bad, [33]), job(2, good)])
     assert isinstance(bad.end().error, EngineError)
     assert good.end().error is None
+
+
+def test_what_is_only_counted_goes_through_all_checks_and_never_reaches_the_engine(renderer: StallingRenderer) -> None:
+    loop = EngineLoop(ScriptedEngine(EngineConfig(max_model_len=40)), renderer)
+    intake = Intake(loop, renderer, lambda: (SamplingParams(max_new_tokens=9),))
+    events: queue.SimpleQueue[RequestEvent] = queue.SimpleQueue()
+
+    def count(number: int, text: str, **params: Any) -> None:
+        prompt = ChatPrompt([{"role": "user", "content": [{"type": "text", "value": text}]}])
+        intake.submit([Job((0, number), prompt, params, 1, lambda new: [events.put(e) for e in new], count_only=True)])
+
+    try:
+        count(1, "hello")
+        count(2, "hello", max_new_tokens=50)
+        count(3, "x" * 50)
+        count(4, "hello", repetition_penalty=1.5)
+        first, second, third, fourth = (events.get(timeout=TIMEOUT_S) for _ in range(4))
+    finally:
+        renderer.codec.go_on.set()
+        intake.close()
+        loop.close()
+    assert first == Prepared((0, 1), PromptCount(len("<user>hello\n"), 9, 40, []))
+    assert second == Prepared((0, 2), PromptCount(len("<user>hello\n"), 50, 40, []))
+    for event, expected in ((third, PromptTooLong), (fourth, UnsupportedParameter)):
+        assert isinstance(event, RequestOutput)
+        assert isinstance(event.error, expected)
+    assert (loop.steps, intake.queued()) == (0, 0)
 
 
 def test_nobody_waits_while_a_continuation_is_rebuilt(intake: Intake, renderer: StallingRenderer) -> None:

@@ -110,6 +110,17 @@ def test_normal_text_is_kept_byte_for_byte(value: str) -> None:
         )
 
 
+def test_special_tokens_in_texts_are_named_with_their_places() -> None:
+    tools = json.dumps([{"type": "function", "function": {"name": f"f{START}"}}])
+    said = [user(f"a{END}b{START}c{END}"), assistant(text("fine")), user(END[:-2])]
+    assert RENDERER.escaped(said, tools) == [
+        (END, "message 1 (user)"),
+        (START, "message 1 (user)"),
+        (START, "tools"),
+    ]
+    assert RENDERER.escaped([user("plain")]) == []
+
+
 def test_a_token_cut_in_two_by_a_blocks_end_is_broken() -> None:
     assert "<\u200b|end|>" in prompt(user("<|e", "nd|>"))
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samplerpool.errors import PromptTooLong, ProtocolError, SamplerPoolError
-from samplerpool.types import TokenLogprobs
+from samplerpool.types import PromptCount, TokenLogprobs
 from samplerpool.wire import codec
 from samplerpool.wire.codec import PROTOCOL_VERSION, decode_replies, decode_requests, encode
 from samplerpool.wire.messages import (
@@ -19,6 +19,8 @@ from samplerpool.wire.messages import (
     AddKey,
     ChatPrompt,
     Completed,
+    Count,
+    Counted,
     Describe,
     Description,
     Failed,
@@ -46,6 +48,7 @@ REQUESTS = [
     ),
     Generate(2, "abc", TokenPrompt([1, 2], [3], 4), {}),
     Generate(3, "abc", TokenPrompt([1, 2], [3], 4, ChatPrompt(MESSAGES, None, {"style": "x"})), {}),
+    Count(4, "abc", ChatPrompt(MESSAGES, None, {"style": "x"}), {"top_k": 3}),
     Abort(2),
     Ping(7),
     Describe(8),
@@ -66,6 +69,7 @@ REPLIES = [
     Finished(3, "stop", 2, 2, {**MESSAGES[0], "parse_error": "not JSON"}),
     Completed(4, "stop", 2, 2, 42, "ab"),
     Completed(5, "length", 2, 1, 42, "", MESSAGES[0], [TokenLogprobs(9, -0.5, [(9, -0.5), (2, -1.25)])]),
+    Counted(6, PromptCount(20, 128, 8192, [("<|im_end|>", "message 1 (user)")])),
     Failed(3, "PromptTooLong", "too long", {"limit": 5}),
     Pong(7, "abc", 99, [1, 2]),
     Description(8, {"running": 3, "nested": {"a": [1, None]}}),
@@ -146,6 +150,10 @@ def generate_entry(**changes: Any) -> list[Any]:
         generate_entry(prompt=[0, [{"role": "user", "content": [{"type": "text", "value": 1}]}], None, {}]),
         generate_entry(prompt=[0, [{"role": "user", "content": [{"type": "code", "value": ""}]}], None, {}]),
         generate_entry(prompt=[0, MESSAGES, 5, {}]),
+        [11, 1, 5, [0, MESSAGES, None, {}], {}],
+        [11, 1, "abc", [0, MESSAGES, None], {}],
+        [11, 1, "abc", [0, MESSAGES, None, {}], [1]],
+        [11, 1, "abc", [0, MESSAGES, None, {}], {}, 1],
         [5, 1, float("nan")],
         [5, 1, -1],
         [5, 1, True],
@@ -181,6 +189,14 @@ def test_a_bad_field_is_refused(entry: list[Any]) -> None:
 )
 def test_bad_logprobs_are_refused(logprobs: Any) -> None:
     (message,) = decode_replies(msgpack.packb((PROTOCOL_VERSION, [[65, 1, 0, [7, 8], "ab", logprobs]])))
+    assert isinstance(message, Malformed)
+
+
+@pytest.mark.parametrize(
+    "fields", [[-1, 5, 9, []], [1, 5, 9, {}], [1, 5, 9, [["a"]]], [1, 5, 9, [["a", 1]]], [1, 5, 9]]
+)
+def test_a_bad_count_is_refused(fields: list[Any]) -> None:
+    (message,) = decode_replies(msgpack.packb((PROTOCOL_VERSION, [[71, 1, *fields]])))
     assert isinstance(message, Malformed)
 
 

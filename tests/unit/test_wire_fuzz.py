@@ -6,10 +6,12 @@ import random
 import typing
 
 from samplerpool.config.arguments import ClientLimits
+from samplerpool.types import PromptCount
 from samplerpool.wire.codec import decode_replies, decode_requests, encode
 from samplerpool.wire.messages import (
     Accepted,
     Completed,
+    Counted,
     Finished,
     Generate,
     Malformed,
@@ -53,6 +55,7 @@ def test_a_client_bears_whatever_a_worker_sends() -> None:
             Tokens(1, 0, [7, 8], "ab"),
             Finished(1, "stop", 2, 2),
             Completed(2, "stop", 2, 1, 42, "ab"),
+            Counted(3, PromptCount(2, 5, 9, [("<eos>", "message 1 (user)")])),
         ]
     )
     for number in range(20_000):

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from samplerpool.config.arguments import ClientLimits
-from samplerpool.engine.loop import Admitted, RequestOutput
-from samplerpool.errors import EngineError
-from samplerpool.types import Message, TokenLogprobs
+from samplerpool.engine.loop import Admitted, Prepared, RequestOutput
+from samplerpool.errors import EngineError, PromptTooLong
+from samplerpool.types import Message, PromptCount, TokenLogprobs
 from samplerpool.wire.messages import (
     Abort,
     Accepted,
     Completed,
+    Count,
+    Counted,
     Describe,
     Failed,
     Finished,
@@ -61,6 +63,21 @@ def test_without_streaming_one_frame_comes_at_the_end() -> None:
     assert table.produced([RequestOutput((1, 1), 2, [7], "c", "length", None, 3)]) == [
         Send(A, [Completed(1, "length", 2, 3, 42, "abc")])
     ]
+
+
+def test_a_prompt_that_is_only_counted_is_a_request_like_any_other_and_ends_once() -> None:
+    table = session(max_queue=2)
+    counts = [Count(number, "i1", TokenPrompt([1]), {}) for number in (1, 2, 3)]
+    *taken, refused = table.received(A, counts, 0.0)
+    assert taken == [Submit((1, 1), counts[0]), Submit((1, 2), counts[1])]
+    assert errors([refused]) == ["QueueFull"]
+    found = PromptCount(7, 128, 2048, [("<eos>", "message 1 (user)")])
+    too_long = RequestOutput((1, 2), 0, (), "", "error", PromptTooLong("too long"))
+    (sent,) = table.produced([Prepared((1, 1), found), too_long])
+    assert sent.replies[0] == Counted(1, found)
+    assert errors([sent]) == ["PromptTooLong"]
+    assert (table.produced([Prepared((1, 1), found)]), table.live) == ([], 0)
+    assert errors(table.received(A, [Count(4, "i0", TokenPrompt([1]), {})], 0.0)) == ["WrongIncarnation"]
 
 
 def test_without_streaming_the_text_that_a_continuation_held_back_comes_without_tokens() -> None:

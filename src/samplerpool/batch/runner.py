@@ -86,6 +86,7 @@ class BatchOptions(TypedDict, total=False):
         frozen_date: the date and time, in ISO form, that chat templates are told; else the one when this begins. So no
             row depends on when it is sent.
         before: of their answers, how many an earlier run has, which are not among ``rows``.
+        count_only: prepare each row's prompt once, and answer none: results have an ``answer.count``.
     """
 
     params: Required[Mapping[str, Any]]
@@ -97,6 +98,7 @@ class BatchOptions(TypedDict, total=False):
     fetch_media: bool
     before: int
     frozen_date: str | None
+    count_only: bool
 
 
 def run_batch(
@@ -151,9 +153,12 @@ def iter_batch(
     seed, run_seed, total = given.pop("seed", None), options.get("run_seed"), options.get("total")
     if run_seed is None:
         run_seed = secrets.randbelow(2**32) if seed is None else seed
+    rows = with_checked_params(rows, given, samples)
+    if count_only := options.get("count_only", False):
+        samples = 1
     run = _Run(
         connection,
-        iter(with_checked_params(rows, given, samples)),
+        iter(rows),
         given,
         BatchState(run_seed, samples, given.get("max_new_tokens")),
         Tally(time.monotonic(), None if total is None else total * samples, options.get("before", 0)),
@@ -162,6 +167,7 @@ def iter_batch(
         options.get("stop") or StopSwitch(),
         options.get("fetch_media", False),
         {NOW: options.get("frozen_date") or datetime.now().isoformat(timespec="seconds")},
+        count_only,
     )
     return (yield from run.go(run_seed))
 
@@ -181,6 +187,7 @@ class _Run:
         stop: StopSwitch,
         fetch_media: bool,
         template_options: Mapping[str, Any],
+        count_only: bool,
     ) -> None:
         self._connection = connection
         self._rows = rows
@@ -193,6 +200,7 @@ class _Run:
         self._stop = stop
         self._fetch_media = fetch_media
         self._template_options = template_options
+        self._count_only = count_only
         self._stop_seen = 0
         self._ended: SimpleQueue[Call] = SimpleQueue()
         self._live: dict[Call, Job] = {}
@@ -272,6 +280,7 @@ class _Run:
             job.seed if call.seed is None else call.seed,
             call.message,
             call.logprobs,
+            call.count,
         )
         return Answered(call.worker, job, answer)
 
@@ -350,6 +359,7 @@ class _Run:
                 priority=BATCH_PRIORITY,
                 stream=False,
                 parse=True,
+                count_only=self._count_only,
                 on_update=self._ended.put,
             )
             call.worker = worker

@@ -23,6 +23,8 @@ from samplerpool.wire.messages import (
     Abort,
     Accepted,
     Completed,
+    Count,
+    Counted,
     Description,
     Failed,
     Finished,
@@ -41,7 +43,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_RECEIVED_AT_ONCE = 256
-_OF_CALLS = frozenset({Accepted, Tokens, Finished, Completed, Failed})
+_OF_CALLS = frozenset({Accepted, Tokens, Finished, Completed, Counted, Failed})
 
 
 class Peer:
@@ -116,7 +118,7 @@ class Peer:
             return
         self._calls.update((call.request_id, call) for call in calls)
         try:
-            data = encode(map(self._generate, calls))
+            data = encode(map(self._request, calls))
         except ProtocolError as error:
             if len(calls) == 1:
                 self._end(calls[0], error)
@@ -127,7 +129,9 @@ class Peer:
         else:
             self._send_bytes(data)
 
-    def _generate(self, call: Call) -> Generate:
+    def _request(self, call: Call) -> Generate | Count:
+        if call.count_only:
+            return Count(call.request_id, self.incarnation, call.prompt, call.params)
         return Generate(
             call.request_id, self.incarnation, call.prompt, call.params, call.priority, call.stream, call.parse
         )

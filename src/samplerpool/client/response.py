@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from samplerpool.errors import ProtocolError, SamplerPoolError
-from samplerpool.types import Message, TokenLogprobs
-from samplerpool.wire.messages import Accepted, ChatPrompt, Completed, Failed, Finished, TokenPrompt, Tokens
+from samplerpool.types import Message, PromptCount, TokenLogprobs
+from samplerpool.wire.messages import Accepted, ChatPrompt, Completed, Counted, Failed, Finished, TokenPrompt, Tokens
 
 
 def _ignore(call: Call) -> None:
@@ -23,17 +23,20 @@ class Call:
         priority: 0 interactive, 1 batch.
         stream: text is wanted as it comes.
         parse: the parsed message is wanted at the end.
+        count_only: no answer is wanted, but what its preparation tells; not to be streamed.
         on_update: called on the I/O thread, so it must be quick: after each arrival with ``stream``, else at the end.
 
     The fields fill up as frames come; ``done`` is set last, once, with ``error`` if the request failed. ``delta`` is
     the text of the latest arrival; ``logprobs`` is None unless the request asks for them. Without ``stream`` all comes
     at the end, but for ``prompt_ids`` and ``token_ids``, which stay empty; and ``message`` is None if it is but the
-    text.
+    text. With ``count_only`` all that comes is ``count`` and ``prompt_tokens``.
     """
 
     __slots__ = (
         "accepted",
         "completion_tokens",
+        "count",
+        "count_only",
         "delta",
         "done",
         "error",
@@ -64,6 +67,7 @@ class Call:
         priority: int = 0,
         stream: bool = True,
         parse: bool = False,
+        count_only: bool = False,
         on_update: Callable[[Call], None] = _ignore,
     ) -> None:
         self.prompt = prompt
@@ -71,6 +75,8 @@ class Call:
         self.priority = priority
         self.stream = stream
         self.parse = parse
+        self.count_only = count_only
+        self.count: PromptCount | None = None
         self.on_update = on_update
         self.worker = -1
         self.request_id = 0
@@ -100,12 +106,14 @@ class Call:
         asked = self.params.get("max_new_tokens")
         return asked if isinstance(asked, int) else 128
 
-    def feed(self, reply: Accepted | Tokens | Finished | Completed | Failed) -> None:
+    def feed(self, reply: Accepted | Tokens | Finished | Completed | Counted | Failed) -> None:
         """Take one frame.
 
         Raises:
             ProtocolError: a gap, a repeat, or a frame out of order. The call is then over as far as it is concerned.
         """
+        if self.count_only != (type(reply) is Counted) and not isinstance(reply, Failed):
+            raise ProtocolError(f"Request {self.request_id} got a {type(reply).__name__} that it did not ask for.")
         if type(reply) is Tokens:
             self._tokens(reply)
         elif type(reply) is Completed:
@@ -117,6 +125,10 @@ class Call:
             self.delta = ""
         elif isinstance(reply, Finished):
             self._finished(reply)
+        elif isinstance(reply, Counted):
+            self.count, self.prompt_tokens = reply.count, reply.count.prompt_tokens
+            self.finish_reason = "stop"
+            self.done = True
         else:
             assert isinstance(reply, Failed)
             self.fail(SamplerPoolError.from_wire(reply.error, reply.message, dict(reply.data)))

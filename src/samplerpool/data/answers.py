@@ -9,14 +9,14 @@ from typing import Any
 
 from samplerpool.data.rows import Row
 from samplerpool.errors import SamplerPoolError
-from samplerpool.types import FinishReason, Generation, Message, TokenLogprobs
+from samplerpool.types import FinishReason, Generation, Message, PromptCount, TokenLogprobs
 
 SEED_BYTES = 6
 
 
 @dataclass(slots=True)
 class Answer:
-    """What a model answered."""
+    """What a model answered; or, where the prompt was only to be counted, the ``count``, and nothing else."""
 
     text: str
     finish_reason: FinishReason
@@ -25,6 +25,7 @@ class Answer:
     seed: int
     message: Message | None
     logprobs: Sequence[TokenLogprobs] | None = None
+    count: PromptCount | None = None
 
 
 @dataclass(slots=True)

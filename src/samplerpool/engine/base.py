@@ -166,6 +166,15 @@ class PromptRenderer(Protocol):
             RenderError
         """
 
+    def escaped(
+        self, messages: Sequence[Message], tools: str | None, options: Mapping[str, Any]
+    ) -> list[tuple[str, str]]:
+        """Special tokens that stand in texts of these messages, which are broken up: each with its place.
+
+        Raises:
+            RenderError
+        """
+
     @property
     def media_kinds(self) -> Set[str]:
         """The kinds of media that prompts may have: ``image``, ``video``, ``audio``."""

@@ -15,7 +15,7 @@ from samplerpool.engine.answer import Answer
 from samplerpool.engine.base import Engine, EngineRequest, EngineStats, PromptRenderer, RequestId, StepOutput
 from samplerpool.engine.detokenizer import Detokenizer
 from samplerpool.errors import Aborted, EngineBroken, EngineError, SamplerPoolError
-from samplerpool.types import FinishReason, Message, TokenLogprobs
+from samplerpool.types import FinishReason, Message, PromptCount, TokenLogprobs
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,15 @@ class Admitted:
     seed: int
 
 
-RequestEvent = Admitted | RequestOutput
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The request is valid, and no answer to it was asked for; last of its events."""
+
+    request_id: RequestId
+    count: PromptCount
+
+
+RequestEvent = Admitted | Prepared | RequestOutput
 
 Listener = Callable[[Sequence[RequestEvent]], None]
 """Called with the events of one step, mostly on the engine's thread; must be quick and must not raise."""

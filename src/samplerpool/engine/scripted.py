@@ -102,6 +102,12 @@ class ScriptedRenderer:
                 raise RenderError(f"The scripted engine takes text only, not a block of type {block['type']!r}.")
         return f"<{message['role']}>" + "".join(block["value"] for block in message["content"]) + "\n"
 
+    def escaped(
+        self, messages: Sequence[Message], tools: str | None, options: Mapping[str, Any]
+    ) -> list[tuple[str, str]]:
+        """Nothing: no text is a special token here."""
+        return []
+
     needs_special_tokens = False
     media_kinds: frozenset[str] = frozenset()
 

@@ -44,6 +44,14 @@ class Neutralizer:
             return text
         return self._occurrence.sub(rf"\g<0>{ZERO_WIDTH_SPACE}", text)
 
+    def found(self, text: str) -> list[str]:
+        """The special tokens in ``text``, each once, in order; of several that begin at one place the longest."""
+        if self._occurrence is None:
+            return []
+        starts = (match.start() for match in self._occurrence.finditer(text))
+        longest_first = sorted(self.special_tokens, key=len, reverse=True)
+        return list(dict.fromkeys(next(t for t in longest_first if text.startswith(t, at)) for at in starts))
+
     def may_join(self, text: str, *, inside: bool = True) -> bool:
         """Whether ``text`` could become part of a special token together with the template's text around it.
 

@@ -11,12 +11,14 @@ class Neutralize:
 
     Attributes:
         texts: what passed, by the place where it stood.
+        broken: special tokens that were, each with its place, once.
         may_join: one of them could become part of a special token together with the text around it.
     """
 
     def __init__(self, neutralizer: Neutralizer) -> None:
         self._neutralizer = neutralizer
         self.texts: dict[str, set[str]] = {}
+        self.broken: dict[tuple[str, str], None] = {}
         self.may_join = False
 
     def message_text(self, place: str, text: str) -> str:
@@ -31,6 +33,8 @@ class Neutralize:
         if not text.isascii():
             _check_unicode(place, text)
         safe = self._neutralizer.text(text)
+        if safe is not text:
+            self.broken.update(((token, place), None) for token in self._neutralizer.found(text))
         self.texts.setdefault(place, set()).add(safe)
         self.may_join = self.may_join or self._neutralizer.may_join(safe, inside=inside)
         return safe

@@ -114,6 +114,24 @@ class Renderer:
         _refuse_media(safe)
         return tuple(made["input_ids"])
 
+    def escaped(
+        self, messages: Sequence[Message], tools: str | None = None, options: Mapping[str, Any] | None = None
+    ) -> list[tuple[str, str]]:
+        """Special tokens that stand in texts of these messages, and are broken up on their way into the prompt.
+
+        Args:
+            messages: in the v1 form; ``tools`` and ``options`` as for ``prompt_ids``.
+
+        Returns:
+            Each token with the place where it stands, as in ``("<|im_end|>", "message 1 (user)")``.
+
+        Raises:
+            RenderError: the messages cannot be rendered.
+        """
+        guard = Neutralize(self._neutralizer)
+        template_input(messages, tools, options or {}, guard, self._kinds())
+        return list(guard.broken)
+
     @property
     def media_kinds(self) -> frozenset[str]:
         """The kinds of media that prompts may have: ``image``, ``video``, ``audio``; none for a text model."""
@@ -228,7 +246,7 @@ class Renderer:
         if taken := RESERVED_OPTIONS.intersection(options):
             raise RenderError(f"The template option {sorted(taken)[0]!r} cannot be set; the renderer decides it.")
         guard = Neutralize(self._neutralizer)
-        kinds = self._media.kinds | set(self._media.lacking) if self._media else None
+        kinds = self._kinds()
         safe = template_input(messages, tools, options, guard, kinds)
         made = self._made(safe, is_generate)
         ids = made["input_ids"]
@@ -241,6 +259,10 @@ class Renderer:
             isolated = template_input(messages, tools, options, Isolate(self._neutralizer), kinds)
             self._verify_boundaries(ids, self._made(isolated, is_generate)["input_ids"])
         return made, safe
+
+    def _kinds(self) -> frozenset[str] | None:
+        """Kinds of media that messages may have; None where the template takes text alone."""
+        return frozenset(self._media.kinds | set(self._media.lacking)) if self._media else None
 
     def _made(self, safe: TemplateInput, is_generate: bool) -> ModelInput:
         if self._template is None:

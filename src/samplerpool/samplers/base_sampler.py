@@ -166,6 +166,7 @@ class BaseSampler:
             async for event in _until_finished(events):
                 if isinstance(event, Admitted):
                     prompt_tokens = len(event.prompt_ids)
+                if not isinstance(event, RequestOutput):
                     continue
                 texts.append(event.text)
                 logprobs += event.logprobs or ()

@@ -13,14 +13,17 @@ from typing import Any
 from samplerpool.config.sampling import SamplingParams, resolve, sampling_params
 from samplerpool.data.media import has_media
 from samplerpool.engine.base import Codec, EngineRequest, Media, PromptRenderer, RequestId
-from samplerpool.engine.loop import EngineLoop, Listener, RequestOutput
+from samplerpool.engine.loop import EngineLoop, Listener, Prepared, RequestEvent, RequestOutput
 from samplerpool.errors import Aborted, EngineError, RenderError, SamplerPoolError
+from samplerpool.types import PromptCount
 from samplerpool.wire.messages import ChatPrompt, TokenPrompt
 
 log = logging.getLogger(__name__)
 
 SLACK = 64
 """Dropped jobs that may lie about."""
+MAX_ESCAPED = 8
+"""Special tokens in one request's messages that are told of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,7 @@ class Job:
         params: what the caller gave, unchecked.
         listener: gets ``Admitted`` and then the outputs, or one output with an error.
         parse: parse the answer into a message.
+        count_only: the listener gets ``Prepared`` in place of an answer; the engine never hears of it.
     """
 
     request_id: RequestId
@@ -39,6 +43,7 @@ class Job:
     priority: int
     listener: Listener
     parse: bool = False
+    count_only: bool = False
 
 
 class Intake:
@@ -104,12 +109,17 @@ class Intake:
     def _run(self) -> None:
         while (job := self._next()) is not None:
             try:
-                self._pass_on(job, self._prepare(job))
+                request = self._prepare(job)
+                if job.count_only:
+                    self._tell(job, Prepared(job.request_id, self._count(job, request)))
+                else:
+                    self._pass_on(job, request)
             except SamplerPoolError as error:
-                self._refuse(job, error)
+                self._tell(job, _refusal(job, error))
             except Exception as error:  # a fault in a template or a tokenizer costs this request alone
                 log.exception("request %d.%d could not be prepared", *job.request_id)
-                self._refuse(job, EngineError(f"Preparing the request raised {type(error).__name__}: {error}"))
+                refused = EngineError(f"Preparing the request raised {type(error).__name__}: {error}")
+                self._tell(job, _refusal(job, refused))
             self.prepared += 1
 
     def _next(self) -> Job | None:
@@ -141,6 +151,14 @@ class Intake:
         self._loop.engine.check(request)
         return request
 
+    def _count(self, job: Job, request: EngineRequest) -> PromptCount:
+        prompt = job.prompt
+        escaped: list[tuple[str, str]] = []
+        if isinstance(prompt, ChatPrompt):
+            escaped = self._renderer.escaped(prompt.messages, prompt.tools, prompt.options)[:MAX_ESCAPED]
+        limit, most = self._loop.engine.max_model_len, request.params.max_new_tokens or 0
+        return PromptCount(len(request.prompt_ids), most, limit, escaped)
+
     def _rendered(self, prompt: ChatPrompt) -> tuple[tuple[int, ...], Media | None]:
         given = (prompt.messages, prompt.tools, prompt.options)
         if has_media(prompt.messages) and self._renderer.media_kinds:
@@ -168,12 +186,13 @@ class Intake:
                 return
         self._loop.abort(job.request_id)  # it was aborted before the loop knew of it
 
-    def _refuse(self, job: Job, error: SamplerPoolError) -> None:
+    def _tell(self, job: Job, end: RequestEvent) -> None:
+        """End a job that does not reach the engine."""
         with self._changed:
             if job.request_id not in self._waiting:
                 return
             self._waiting.remove(job.request_id)
-            job.listener([RequestOutput(job.request_id, 0, (), "", "error", error)])
+            job.listener([end])
 
 
 def _with_token_ids(params: SamplingParams, codec: Codec) -> SamplingParams:
@@ -187,5 +206,9 @@ def _with_token_ids(params: SamplingParams, codec: Codec) -> SamplingParams:
     return replace(params, bad_words=tuple(words))
 
 
+def _refusal(job: Job, error: SamplerPoolError) -> RequestOutput:
+    return RequestOutput(job.request_id, 0, (), "", "error", error)
+
+
 def _tell_stopped(job: Job) -> None:
-    job.listener([RequestOutput(job.request_id, 0, (), "", "error", Aborted("The worker has stopped."))])
+    job.listener([_refusal(job, Aborted("The worker has stopped."))])

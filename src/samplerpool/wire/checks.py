@@ -90,6 +90,14 @@ def logprobs(value: Any) -> list[TokenLogprobs]:
     return entries
 
 
+def pairs(value: Any) -> list[tuple[str, str]]:
+    """Pairs of texts."""
+    require(isinstance(value, list), "an array of pairs expected")
+    for pair in value:
+        require(isinstance(pair, list) and len(pair) == 2, "a pair must be an array of two texts")
+    return [(text(first), text(second)) for first, second in value]
+
+
 def ids(value: Any) -> list[int]:
     """Several ids."""
     require(isinstance(value, list), "ids must be an array")

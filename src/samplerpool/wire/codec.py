@@ -14,6 +14,7 @@ from typing import Any
 import msgpack
 
 from samplerpool.errors import ProtocolError
+from samplerpool.types import PromptCount
 from samplerpool.wire import checks
 from samplerpool.wire.messages import (
     Abort,
@@ -21,6 +22,8 @@ from samplerpool.wire.messages import (
     AddKey,
     ChatPrompt,
     Completed,
+    Count,
+    Counted,
     Describe,
     Description,
     Failed,
@@ -51,8 +54,9 @@ MAX_CONTAINERS = 2**20
 """Arrays and maps in a message to a worker or supervisor: each takes one byte on the wire and 64 in memory."""
 
 _GENERATE, _ABORT, _PING, _DESCRIBE, _STOP, _RESTART, _SCALE = 1, 2, 3, 4, 5, 6, 7
-_LIST_KEYS, _ADD_KEY, _REVOKE_KEY = 8, 9, 10
+_LIST_KEYS, _ADD_KEY, _REVOKE_KEY, _COUNT = 8, 9, 10, 11
 _ACCEPTED, _TOKENS, _FINISHED, _FAILED, _PONG, _DESCRIPTION, _COMPLETED = 64, 65, 66, 67, 68, 69, 70
+_COUNTED = 71
 _CHAT, _TOKEN_IDS = 0, 1
 
 
@@ -213,6 +217,17 @@ def _decode_generate(entry: list[Any]) -> Generate:
     )
 
 
+def _decode_count(entry: list[Any]) -> Count:
+    request_id, incarnation, prompt, params = checks.fields(entry, 4)
+    return Count(
+        checks.request_id(request_id),
+        checks.text(incarnation),
+        _decode_prompt(prompt),
+        checks.plain(params),
+        len(msgpack.packb(entry)),
+    )
+
+
 def _decode_stop(entry: list[Any]) -> Stop:
     request_id, timeout_s = checks.fields(entry, 2)
     return Stop(checks.request_id(request_id), checks.seconds(timeout_s))
@@ -283,6 +298,14 @@ def _decode_completed(entry: list[Any]) -> Completed:
     )
 
 
+def _decode_counted(entry: list[Any]) -> Counted:
+    request_id, prompt_tokens, max_new_tokens, limit, escaped = checks.fields(entry, 5)
+    count = PromptCount(
+        checks.count(prompt_tokens), checks.count(max_new_tokens), checks.count(limit), checks.pairs(escaped)
+    )
+    return Counted(checks.request_id(request_id), count)
+
+
 def _decode_failed(entry: list[Any]) -> Failed:
     request_id, error, message, data = checks.fields(entry, 4)
     return Failed(checks.count(request_id), checks.text(error), checks.text(message), checks.plain(data))
@@ -309,6 +332,7 @@ _ENCODERS: dict[type, Callable[[Any], Sequence[Any]]] = {
         m.stream,
         m.parse,
     ),
+    Count: lambda m: (_COUNT, m.request_id, m.incarnation, _encode_prompt(m.prompt), m.params),
     Abort: lambda m: (_ABORT, m.request_id),
     Ping: lambda m: (_PING, m.ping_id),
     Describe: lambda m: (_DESCRIBE, m.request_id),
@@ -343,6 +367,7 @@ _ENCODERS: dict[type, Callable[[Any], Sequence[Any]]] = {
         m.message,
         m.logprobs,
     ),
+    Counted: lambda m: (_COUNTED, m.request_id, *m.count),
     Failed: lambda m: (_FAILED, m.request_id, m.error, m.message, m.data),
     Pong: lambda m: (_PONG, m.ping_id, m.incarnation, m.steps, m.live),
     Description: lambda m: (_DESCRIPTION, m.request_id, m.info),
@@ -350,6 +375,7 @@ _ENCODERS: dict[type, Callable[[Any], Sequence[Any]]] = {
 
 _REQUEST_DECODERS: dict[int, Callable[[list[Any]], Request]] = {
     _GENERATE: _decode_generate,
+    _COUNT: _decode_count,
     _ABORT: lambda entry: Abort(checks.request_id(checks.fields(entry, 1)[0])),
     _PING: lambda entry: Ping(checks.request_id(checks.fields(entry, 1)[0])),
     _DESCRIBE: lambda entry: Describe(checks.request_id(checks.fields(entry, 1)[0])),
@@ -366,6 +392,7 @@ _REPLY_DECODERS: dict[int, Callable[[list[Any]], Reply]] = {
     _TOKENS: _decode_tokens,
     _FINISHED: _decode_finished,
     _COMPLETED: _decode_completed,
+    _COUNTED: _decode_counted,
     _FAILED: _decode_failed,
     _PONG: _decode_pong,
     _DESCRIPTION: _decode_description,

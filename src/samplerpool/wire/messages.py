@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from samplerpool.types import Message as ChatMessage
-from samplerpool.types import TokenLogprobs
+from samplerpool.types import PromptCount, TokenLogprobs
 
 
 @dataclass(slots=True)
@@ -65,6 +65,22 @@ class Generate:
     priority: int = 0
     stream: bool = True
     parse: bool = False
+    size_bytes: int = field(default=0, compare=False)
+
+
+@dataclass(slots=True)
+class Count:
+    """Prepare a prompt just as ``Generate`` would, with all of its checks, and say what that tells instead of answering
+    it: ``Counted``, or ``Failed`` with the error that ``Generate`` would end with. Its turn is that of batch rows.
+
+    Args:
+        size_bytes: never sent: what it took on its way here.
+    """
+
+    request_id: int
+    incarnation: str
+    prompt: ChatPrompt | TokenPrompt
+    params: Mapping[str, Any]
     size_bytes: int = field(default=0, compare=False)
 
 
@@ -215,6 +231,14 @@ class Completed:
     logprobs: Sequence[TokenLogprobs] | None = None
 
 
+@dataclass(slots=True)
+class Counted:
+    """Terminal: the end of a ``Count``."""
+
+    request_id: int
+    count: PromptCount
+
+
 @dataclass(frozen=True, slots=True)
 class Failed:
     """Terminal: the request ended with an error (``SamplerPoolError.to_wire``). ``request_id`` 0: a frame that
@@ -250,8 +274,8 @@ class Description:
     info: Mapping[str, Any]
 
 
-Request = Generate | Abort | Ping | Describe | Stop | Restart | Scale | ListKeys | AddKey | RevokeKey
-Reply = Accepted | Tokens | Finished | Completed | Failed | Pong | Description
+Request = Generate | Count | Abort | Ping | Describe | Stop | Restart | Scale | ListKeys | AddKey | RevokeKey
+Reply = Accepted | Tokens | Finished | Completed | Counted | Failed | Pong | Description
 WireMessage = Request | Reply
 
 

@@ -10,7 +10,7 @@ from samplerpool.config.arguments import ClientLimits
 from samplerpool.engine.base import RequestId
 from samplerpool.errors import PromptTooLong, QueueFull, RequestError
 from samplerpool.types import TokenLogprobs
-from samplerpool.wire.messages import Generate
+from samplerpool.wire.messages import Count, Generate
 
 Identity = bytes
 """ZeroMQ's routing id of a connection; nothing durable is keyed on it."""
@@ -106,10 +106,11 @@ class Clients:
 
     # ---- requests -------------------------------------------------------------------------------------------------
 
-    def begin(self, client: Client, request: Generate) -> None:
+    def begin(self, client: Client, request: Generate | Count) -> None:
         """Enter a request."""
         client.highest_id = request.request_id
-        client.live[request.request_id] = Live(request.request_id, request.stream, request.size_bytes)
+        stream = isinstance(request, Generate) and request.stream
+        client.live[request.request_id] = Live(request.request_id, stream, request.size_bytes)
         client.queued_bytes += request.size_bytes
         self.queued_bytes += request.size_bytes
         self.live += 1
@@ -123,7 +124,7 @@ class Clients:
             self.live -= 1
         return live
 
-    def refusal(self, client: Client, request: Generate) -> RequestError | None:
+    def refusal(self, client: Client, request: Generate | Count) -> RequestError | None:
         """Why there is no room for a request, if there is none."""
         limits, size = self.limits, request.size_bytes
         largest = min(limits.max_request_bytes, limits.max_queue_bytes, limits.max_queue_bytes_per_client)

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from samplerpool.engine.base import RequestId
-from samplerpool.engine.loop import Admitted, RequestEvent
+from samplerpool.engine.loop import Admitted, Prepared, RequestEvent
 from samplerpool.errors import ClientTooSlow, SamplerPoolError
 from samplerpool.wire.figures import BOUNDS, FIRST_TOKEN_S, TOKEN_S, Buckets, FigureReport, Histogram
 from samplerpool.wire.messages import Failed
 from samplerpool.worker.session import AbortRun, Action, Send, Submit
 
+COUNTED = "counted"
+"""Outcome of a request whose prompt was only to be prepared."""
 UNREACHABLE = "Unreachable"
 """Outcome of a request whose client's connection was gone, so that nothing could be answered."""
 
@@ -99,6 +101,10 @@ class Figures:
                 continue
             if isinstance(event, Admitted):
                 self._admitted(request, len(event.prompt_ids), now)
+                continue
+            if isinstance(event, Prepared):  # the model reads none of these tokens, so they are not counted
+                request.prepared_s, request.prompt_tokens = now - request.arrived_at, event.count.prompt_tokens
+                self._end(ended, event.request_id, COUNTED, "", now)
                 continue
             count = len(event.token_ids)
             if count:

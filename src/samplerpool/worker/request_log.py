@@ -6,11 +6,11 @@ import json
 import logging
 
 from samplerpool.worker.clients import request_label
-from samplerpool.worker.figures import UNREACHABLE, Ended
+from samplerpool.worker.figures import COUNTED, UNREACHABLE, Ended
 
 log = logging.getLogger("samplerpool.request")
 
-NO_ERRORS = frozenset({"stop", "length", "Aborted", "WorkerDraining", UNREACHABLE})
+NO_ERRORS = frozenset({"stop", "length", "Aborted", "WorkerDraining", COUNTED, UNREACHABLE})
 MAX_ERROR_CHARS = 300
 
 

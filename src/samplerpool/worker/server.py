@@ -19,6 +19,7 @@ from typing import Any
 import zmq
 
 from samplerpool.config.arguments import ClientLimits
+from samplerpool.engine.base import BATCH
 from samplerpool.engine.loop import RequestEvent
 from samplerpool.errors import ProtocolError
 from samplerpool.samplers.base_sampler import BaseSampler
@@ -26,7 +27,7 @@ from samplerpool.samplers.intake import Job
 from samplerpool.wire.codec import MAX_MESSAGE_BYTES, encode, requests_in
 from samplerpool.wire.figures import FigureReport
 from samplerpool.wire.keys import Lock
-from samplerpool.wire.messages import Description, Failed, Malformed, Reply, Request
+from samplerpool.wire.messages import Count, Description, Failed, Malformed, Reply, Request
 from samplerpool.wire.sockets import Router
 from samplerpool.worker.clients import Identity
 from samplerpool.worker.figures import Ended, Figures
@@ -226,10 +227,7 @@ class WorkerServer:
             if type(action) is Send:
                 self._outbox(action.identity).extend(action.replies)
             elif isinstance(action, Submit):
-                request = action.request
-                jobs.append(
-                    Job(action.key, request.prompt, request.params, request.priority, self.on_events, request.parse)
-                )
+                jobs.append(self._job(action))
             elif isinstance(action, AbortRun):
                 self._sampler.abort_request(action.key)
             elif isinstance(action, Report):
@@ -237,6 +235,12 @@ class WorkerServer:
                 self._outbox(action.identity).extend([description])
         if jobs:
             self._sampler.submit(jobs)
+
+    def _job(self, action: Submit) -> Job:
+        key, request = action.key, action.request
+        if isinstance(request, Count):
+            return Job(key, request.prompt, request.params, BATCH, self.on_events, count_only=True)
+        return Job(key, request.prompt, request.params, request.priority, self.on_events, request.parse)
 
     def description(self) -> dict[str, Any]:
         """Facts and figures for ``Describe``."""

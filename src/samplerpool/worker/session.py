@@ -12,7 +12,7 @@ from typing import Any
 
 from samplerpool.config.arguments import ClientLimits
 from samplerpool.engine.base import RequestId
-from samplerpool.engine.loop import Admitted, RequestEvent, RequestOutput
+from samplerpool.engine.loop import Admitted, Prepared, RequestEvent, RequestOutput
 from samplerpool.errors import (
     Aborted,
     AccessDenied,
@@ -28,6 +28,8 @@ from samplerpool.wire.messages import (
     Abort,
     Accepted,
     Completed,
+    Count,
+    Counted,
     Describe,
     Failed,
     Finished,
@@ -47,7 +49,7 @@ class Submit:
     """Give a request to the sampler."""
 
     key: RequestId
-    request: Generate
+    request: Generate | Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ class Session:
         complained = False
         for message in messages:
             match message:
-                case Generate():
+                case Generate() | Count():
                     actions.append(self._generate(client, message))
                 case Abort(request_id):
                     actions += self._abort(client, request_id, Aborted("The request was aborted by its client."))
@@ -148,14 +150,14 @@ class Session:
                     actions.append(self._refuse(client, message.request_id, error))
         return actions
 
-    def _generate(self, client: Client, request: Generate) -> Action:
+    def _generate(self, client: Client, request: Generate | Count) -> Action:
         refusal = self._refusal(client, request)
         if refusal is not None:
             return self._refuse(client, request.request_id, refusal)
         self._clients.begin(client, request)
         return Submit((client.number, request.request_id), request)
 
-    def _refusal(self, client: Client, request: Generate) -> SamplerPoolError | None:
+    def _refusal(self, client: Client, request: Generate | Count) -> SamplerPoolError | None:
         if request.incarnation != self.incarnation:
             return WrongIncarnation(
                 f"The request was meant for incarnation {request.incarnation[:32]!r} of this worker; "
@@ -221,6 +223,9 @@ class Session:
                 live.prompt_tokens, live.seed = len(event.prompt_ids), event.seed
                 if live.stream:
                     out.append(Accepted(request_id, event.prompt_ids, event.seed))
+            elif isinstance(event, Prepared):
+                self._clients.end(client, request_id)
+                out.append(Counted(request_id, event.count))
         return [Send(identity, out) for identity, out in replies.items() if out]
 
     def _output(self, client: Client, live: Live, output: RequestOutput, out: list[Reply]) -> None:
