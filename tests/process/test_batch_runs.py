@@ -210,7 +210,7 @@ def test_a_broken_line_is_an_error_row_that_names_it(tmp_path: Path) -> None:
     assert rows[24] == {"generation": {**rows[24]["generation"], "index": 24, "finish_reason": "error"}}
     assert rows[24]["generation"]["error"].startswith("BadRow: in.jsonl, line 25: not valid JSON")
     assert "50 rows in " in batch.stdout
-    assert "49 answered, 1 with errors (BadRow 1)" in batch.stdout
+    assert "49 answered, 1 with errors\n  BadRow: 1 row (24): in.jsonl, line 25: not valid JSON" in batch.stdout
     assert "run seed 4 " in batch.stdout
     assert "to try the 1 errors again: samplerpool batch " in batch.stdout
 
@@ -221,7 +221,7 @@ def test_an_error_stops_the_batch_where_that_is_asked_for(tmp_path: Path) -> Non
     assert batch.ends() == 1
     assert "Error: Row 2 failed, and --on-error is stop: EngineError:" in batch.stderr
     finished = batch.finished()
-    assert {row["generation"]["text"] for row in finished} < {"one", "two", "four"}
+    assert [row["generation"]["text"] for row in finished] == ["one", "two", "four"]  # what was running was finished
     assert all(row["messages"][0]["role"] == "system" and not row["generation"]["error"] for row in finished)
     assert not batch.output.exists()
 
@@ -346,7 +346,7 @@ def test_a_batch_that_is_killed_over_and_over_gives_the_output_of_one_that_is_no
 def test_going_on_with_something_changed_is_refused_and_says_what(tmp_path: Path) -> None:
     write_rows(
         tmp_path / "in.jsonl",
-        ["one", "[[tokens:10]][[pace:0.2]][[fail:4]]", "three", *["[[tokens:40]][[pace:0.1]]"] * 20],
+        ["one", "[[tokens:10]][[pace:0.05]][[fail:4]]", "three", *["[[tokens:40]][[pace:0.02]]"] * 20],
     )
     with pool() as sampler:
         stopped = Batch(tmp_path, *connect(sampler), "--seed", "1", "--temperature", "0.5", "--on-error", "stop")

@@ -4,8 +4,10 @@ import dataclasses
 import io
 import re
 
+from samplerpool.batch.problems import Problems
 from samplerpool.batch.tally import BatchSummary, Progress, WorkerTally, duration
 from samplerpool.cli.batch_view import LiveView, PlainView, plain_line, summary_lines
+from samplerpool.errors import BadRow, PromptTooLong
 
 WORKERS = (WorkerTally(0, 60, 1200, 4, True, utilisation=0.974), WorkerTally(1, 59, 1180, 0, False, restarts=2))
 PROGRESS = Progress(120, 1500, 1, 2380, 238.0, 10.0, 115.0, WORKERS, 0, 0, 9000, 901.2)
@@ -72,9 +74,16 @@ def test_durations():
 
 
 def test_the_summary_names_errors_by_kind_and_the_seed():
-    summary = BatchSummary(200, {"PromptTooLong": 2, "BadRow": 1}, 4000, 2380, 10.0, WORKERS, 42, True)
+    problems = Problems()
+    for row in (9, 3, 12, 7, 5, 1, 8):
+        problems.add(row, PromptTooLong(f"Row {row} is\ntoo long."))
+    problems.add(4, BadRow("x" * 400))
+    errors = {kind.code: kind.rows.count for kind in problems}
+    summary = BatchSummary(200, errors, 4000, 2380, 10.0, WORKERS, 42, True, kinds=tuple(problems))
     assert summary_lines(summary) == [
-        "200 rows in 10 s: 197 answered, 3 with errors (BadRow 1, PromptTooLong 2)",
+        "200 rows in 10 s: 192 answered, 8 with errors",
+        "  PromptTooLong: 7 rows (1, 3, 5, 7, 8, ...): Row 1 is too long.",
+        f"  BadRow: 1 row (4): {'x' * 297}...",
         "4,000 prompt tokens, 2,380 completion tokens, 238 tokens/s",
         "worker 0: 60 rows, 1,200 tokens",
         "worker 1: 59 rows, 1,180 tokens (down)",

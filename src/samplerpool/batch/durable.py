@@ -22,9 +22,11 @@ from samplerpool.config.sampling import sampling_params
 from samplerpool.data.answers import RowResult
 from samplerpool.data.rows import Row
 from samplerpool.data.selection import ALL, Selection
-from samplerpool.errors import BatchError, FingerprintMismatch, TransportError
+from samplerpool.errors import BatchError, FingerprintMismatch, SamplerPoolError, TransportError
 
 WAIT_FOR_WORKER_S = 1.0
+
+Check = Callable[[RowResult], SamplerPoolError | None]
 
 
 class DurableOptions(TypedDict, total=False):
@@ -60,7 +62,7 @@ def run_durably(
     rows: Iterable[Row],
     output: BatchOutput,
     *,
-    check: Callable[[RowResult], None] | None = None,
+    check: Check | None = None,
     **options: Unpack[DurableOptions],
 ) -> BatchSummary:
     """Answer the rows that the output does not have yet; if all are there then, put the output together.
@@ -70,7 +72,9 @@ def run_durably(
 
     Args:
         rows: all that are meant, in their order, also those that an earlier run has answered.
-        check: called for each result before it is written; what it raises ends the run.
+        check: called for each result before it is written; what it raises ends the run. A result for which it returns
+            an error is not written, nothing more is handed out then, and the run ends with that error as soon as what
+            is being answered is finished.
         **options: see ``DurableOptions``.
 
     Returns:
@@ -94,7 +98,7 @@ def iter_durably(
     selection: Selection = ALL,
     overwrite: bool = False,
     accept_changes: bool = False,
-    check: Callable[[RowResult], None] | None = None,
+    check: Check | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_note: Callable[[str], None] | None = None,
     stop: StopSwitch | None = None,
@@ -168,7 +172,7 @@ def iter_durably(
             before=output.finished.count,
             fetch_media=fetch_media,
         )
-        summary = yield from _written(groups, output, check)
+        summary = yield from _written(groups, output, check, switch)
         if output.unanswered:
             raise BatchError(
                 f"{output.unanswered} rows got no answer for no fault of their own (workers that were lost or full), "
@@ -183,20 +187,29 @@ def iter_durably(
 def _written(
     groups: Generator[list[RowResult], None, BatchSummary],
     output: BatchOutput,
-    check: Callable[[RowResult], None] | None,
+    check: Check | None,
+    switch: StopSwitch,
 ) -> Generator[list[RowResult], None, BatchSummary]:
+    refusal: SamplerPoolError | None = None
     with closing(groups):
         while True:
             try:
                 group = next(groups)
             except StopIteration as end:
+                if refusal is not None:
+                    raise refusal from None
                 summary: BatchSummary = end.value
                 return summary
+            written: list[RowResult] = []
             for result in group:
-                if check is not None:
-                    check(result)
-                output.write(result)
-            yield group
+                error = None if check is None else check(result)
+                if error is None:
+                    output.write(result)
+                    written.append(result)
+                elif refusal is None:
+                    refusal = error
+                    switch.press()
+            yield written
 
 
 def model_of(connection: PoolConnection) -> dict[str, Any]:

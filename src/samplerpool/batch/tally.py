@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from samplerpool.batch.problems import ErrorKind, Problems
 from samplerpool.data.answers import Answer, RowResult
 
 RATE_WINDOW_S = 60.0
@@ -106,6 +107,7 @@ class BatchSummary:
         deaths: of workers that held rows.
         complete: whether all of the input was dealt with.
         run_seed: gives the same rows again.
+        kinds: the errors once more, the most frequent first, with the first rows and a sentence.
     """
 
     rows: int
@@ -117,6 +119,7 @@ class BatchSummary:
     run_seed: int
     complete: bool
     deaths: int = 0
+    kinds: tuple[ErrorKind, ...] = ()
 
     @property
     def error_rows(self) -> int:
@@ -144,7 +147,7 @@ class Tally:
     before: int = 0
     rows: int = 0
     answered: int = 0
-    errors: Counter[str] = field(default_factory=Counter)
+    problems: Problems = field(default_factory=Problems)
     prompt_tokens: int = 0
     completion_tokens: int = 0
     workers: dict[int, WorkerTally] = field(default_factory=dict)
@@ -168,7 +171,7 @@ class Tally:
         """A row was given back, with the answer of that worker, or an error."""
         self.rows += 1
         if result.error is not None:
-            self.errors[type(result.error).__name__] += 1
+            self.problems.add(result.row.index, result.error)
         if result.answer is not None and worker is not None:
             self._answered(result.answer, self.workers[worker])
 
@@ -200,7 +203,7 @@ class Tally:
         self._note_utilisation(now_s)
         prompt_rate, completion_rate = self._rates(now_s)
         elapsed_s = now_s - self.started_s
-        error_rows = self.errors.total()
+        error_rows = self.problems.count
         done = self.answered + error_rows
         return Progress(
             done=self.before + done,
@@ -249,9 +252,11 @@ class Tally:
 
     def summary(self, now_s: float, run_seed: int, *, complete: bool) -> BatchSummary:
         """The figures at the end."""
+        kinds = tuple(self.problems)
         return BatchSummary(
             rows=self.rows,
-            errors=dict(self.errors),
+            errors={kind.code: kind.rows.count for kind in kinds},
+            kinds=kinds,
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
             elapsed_s=now_s - self.started_s,

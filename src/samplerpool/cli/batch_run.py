@@ -63,11 +63,23 @@ def open_data(job: Job, output: BatchOutput) -> DataCollection:
     """
     source = str(spool(job.source, output.spool_path)) if is_stream(job.source) else job.source
     data = job.selection.open(source, note=lambda sentence: click.echo(sentence, err=True))
-    for path in data.paths if job.output.exists() else ():
-        if os.path.samefile(path, job.output):
-            data.close()
-            raise UsageError(f"Input and output are the same file, {path}; choose another --output.")
+    try:
+        check_not_input(data, job.output)
+    except UsageError:
+        data.close()
+        raise
     return data
+
+
+def check_not_input(data: DataCollection, output: Path) -> None:
+    """That the output is none of the files that are read.
+
+    Raises:
+        UsageError
+    """
+    for path in data.paths if output.exists() else ():
+        if os.path.samefile(path, output):
+            raise UsageError(f"Input and output are the same file, {path}; choose another --output.")
 
 
 def run(job: Job, data: DataCollection, output: BatchOutput, connection: PoolConnection, begun: Begun) -> BatchSummary:
@@ -77,9 +89,10 @@ def run(job: Job, data: DataCollection, output: BatchOutput, connection: PoolCon
         BatchError: a row failed that must not; else as for ``run_durably``.
     """
 
-    def check(result: RowResult) -> None:
-        if result.error is not None and job.stop_on_error:
-            raise BatchError(f"Row {result.row.index} failed, and --on-error is stop: {error_text(result.error)}")
+    def check(result: RowResult) -> BatchError | None:
+        if result.error is None or not job.stop_on_error:
+            return None
+        return BatchError(f"Row {result.row.index} failed, and --on-error is stop: {error_text(result.error)}")
 
     rows: Iterable[Row] = job.selection.rows(data)
     if job.length_column is not None:
@@ -164,7 +177,10 @@ def conclude(summary: BatchSummary, output: BatchOutput) -> int:
     if summary.complete:
         place = f"written to {output.path}"
         if output.finished.errors:
-            place += f"; to try the {output.finished.errors:,} errors again: {command_with('--retry-errors')}"
+            earlier = output.finished.errors - summary.error_rows
+            whose = f" ({earlier:,} of them of earlier runs)" if earlier > 0 else ""
+            errors = f"{output.finished.errors:,} errors{whose}"
+            place += f"; to try the {errors} again: {command_with('--retry-errors')}"
     else:
         place = f"interrupted; {_left(output)}" if output.finished.count else "interrupted before any row was finished"
     for line in (*summary_lines(summary), place):

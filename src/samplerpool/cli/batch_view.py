@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
+from samplerpool.batch.problems import ErrorKind, Rows
 from samplerpool.batch.tally import BatchSummary, Progress, WorkerTally, duration
 from samplerpool.cli.output import plural
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 PLAIN_INTERVAL_S = 5.0
+MAX_SENTENCE = 300
+"""Characters of an error's sentence in a summary; the row has all of them."""
 
 
 class View(Protocol):
@@ -186,13 +189,26 @@ def _worker(worker: WorkerTally) -> str:
     return f"worker {worker.index}: {worker.rows:,} rows, {worker.tokens:,} tokens{down}"
 
 
+def error_line(kind: ErrorKind) -> str:
+    """One kind of error: how often, where first, and what it says there."""
+    sentence = " ".join(kind.sentence.split())
+    shown = sentence if len(sentence) <= MAX_SENTENCE else sentence[: MAX_SENTENCE - 3] + "..."
+    return f"  {kind.code}: {rows_text(kind.rows)}: {shown}"
+
+
+def rows_text(rows: Rows) -> str:
+    """``3 rows (5, 8, 12)``."""
+    numbers = ", ".join(map(str, rows.first)) + (", ..." if rows.count > len(rows.first) else "")
+    return f"1 row ({numbers})" if rows.count == 1 else f"{rows.count:,} rows ({numbers})"
+
+
 def summary_lines(summary: BatchSummary) -> list[str]:
     """What is said at the end."""
     answered = summary.rows - summary.error_rows
     lines = [f"{summary.rows:,} rows in {duration(summary.elapsed_s)}: {answered:,} answered"]
     if summary.error_rows:
-        kinds = ", ".join(f"{name} {count:,}" for name, count in sorted(summary.errors.items()))
-        lines[0] += f", {summary.error_rows:,} with errors ({kinds})"
+        lines[0] += f", {summary.error_rows:,} with errors"
+        lines += map(error_line, summary.kinds)
     lines.append(
         f"{summary.prompt_tokens:,} prompt tokens, {summary.completion_tokens:,} completion tokens, "
         f"{summary.tokens_per_s:,.0f} tokens/s"
