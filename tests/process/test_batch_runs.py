@@ -215,6 +215,33 @@ def test_a_broken_line_is_an_error_row_that_names_it(tmp_path: Path) -> None:
     assert "to try the 1 errors again: samplerpool batch " in batch.stdout
 
 
+def test_a_dry_run_finds_what_the_run_would_find_and_leaves_nothing(tmp_path: Path) -> None:
+    lines = [json.dumps({"prompt": f"[[say:{i}]]" + "x" * (i * 7 % 90)}) for i in range(60)]
+    lines[7], lines[9] = '{"id": 24, "prompt": ', '{"text": "no prompt"}'
+    lines[20], lines[21] = (json.dumps({"prompt": "[[say:long]]" + "x" * length}) for length in (600, 490))
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    with pool(max_model_len=520) as sampler:
+        command = [sys.executable, "-m", "samplerpool", "batch", str(tmp_path / "in.jsonl"), *connect(sampler)]
+        dry = [*command, "--dry-run", "--json", "--probe", "5", "--max-new-tokens", "30"]
+        looked = subprocess.run(dry, capture_output=True, text=True, timeout=DEADLINE_S)
+        assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+        some = subprocess.run([*dry, "--rows", "3"], capture_output=True, text=True, timeout=DEADLINE_S)
+        batch = Batch(tmp_path, *connect(sampler), "--max-new-tokens", "30")
+        assert (looked.returncode, batch.ends()) == (3, 3), looked.stderr
+    rows = [row["generation"] for row in batch.rows()]
+    bad = [row for row in rows if row["error"]]
+    told = json.loads(looked.stdout)
+    assert [(kind["code"], kind["first"]) for kind in told["errors"]] == [("BadRow", [7, 9]), ("PromptTooLong", [20])]
+    assert [f"{kind['code']}: {kind['sentence']}" for kind in told["errors"]] == [bad[0]["error"], bad[2]["error"]]
+    assert told["prompt_tokens"]["sum"] == sum(row["prompt_tokens"] for row in rows)
+    assert told["cut"] == {"rows": 1, "first": [21]}
+    assert told["estimate"]["most_out"] == 56 * 30 + 520 - rows[21]["prompt_tokens"]
+    assert (told["way"], told["probe"]["answers"]) == ("all", 5)
+    assert told["estimate"]["seconds"] > 0
+    sample = json.loads(some.stdout)
+    assert (sample["way"], sample["rows"], sample["total"]) == ("drawn", 3, 60)
+
+
 def test_an_error_stops_the_batch_where_that_is_asked_for(tmp_path: Path) -> None:
     write_rows(tmp_path / "in.jsonl", ["one", "two", "[[fail]]", "four"])
     batch = Batch(tmp_path, "--model", "none", "--engine", "scripted", "--on-error", "stop", "--system", "Be brief.")

@@ -140,6 +140,7 @@ def test_adapters_have_a_short_option() -> None:
             ],
         ),
         (["batch", "--top-p", "7"], ["top_p must be", "Missing argument 'INPUT'", "Missing option '--output'"]),
+        (["batch", "in.jsonl", "--dry-run", "--rows", "0"], ["0 is not in the range x>=1"]),
         (["chat", "--top-p", "7", "--temperature"], ["'--temperature' requires an argument", "top_p must be"]),
     ],
 )

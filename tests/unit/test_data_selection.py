@@ -193,6 +193,35 @@ def test_a_stream_is_not_shuffled(tmp_path: Path, path: Path) -> None:
         rows(tmp_path / "in.jsonl.gz", shuffle_seed=1)
 
 
+def test_some_rows_are_drawn_from_those_that_are_meant_or_the_first_of_them(tmp_path: Path, path: Path) -> None:
+    packed = tmp_path / "in.jsonl.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+
+    def some(source: Path, count: int, **settings: Any) -> tuple[list[int], bool]:
+        selection = Selection(**settings)
+        with selection.open(source) as data:
+            found, drawn = selection.sample(data, count)
+            return [row.index for row in found], drawn
+
+    places, drawn = some(path, 6)
+    assert drawn
+    assert len(set(places)) == 6
+    assert places != sorted(places)
+    assert some(path, 6) == (places, True)
+    assert sorted(some(path, 50)[0]) == list(range(12))
+    assert some(path, 3, select="split == 'test'") == ([n for n in some(path, 12)[0] if n % 3 == 0][:3], True)
+    within, drawn = some(path, 4, limit=5)
+    assert drawn
+    assert len(set(within)) == 4
+    assert set(within) < set(range(5))
+    assert some(path, 2, limit=3, select="split == 'test'") == ([0, 3], False)
+    assert some(path, 9, limit=2, select="split == 'test'") == ([0, 3], False)
+    shuffled_rows = [row.index for row in rows(path, shuffle_seed=7)]
+    assert some(path, 5, shuffle_seed=7) == (shuffled_rows[:5], True)
+    assert some(path, 5, shuffle_seed=7, limit=3) == (shuffled_rows[:3], True)
+    assert some(packed, 4) == ([0, 1, 2, 3], False)
+
+
 def test_rows_are_found_again_by_their_numbers_and_what_a_manifest_has_of_them(path: Path) -> None:
     chosen = Selection(prompt_template="{{ text }}?", select="score > 3", shuffle_seed=5, limit=3, system="Be brief.")
     with chosen.open(path) as data:

@@ -11,7 +11,14 @@ from samplerpool.batch.formats import OutputFormat
 from samplerpool.batch.output import BatchOutput
 from samplerpool.cli.batch_detach import Begun
 from samplerpool.cli.batch_detach import detach as start_detached
-from samplerpool.cli.batch_options import output_format_option, selection_options
+from samplerpool.cli.batch_dry_run import look_at, output_state
+from samplerpool.cli.batch_options import (
+    DryRun,
+    dry_run_options,
+    output_format_option,
+    output_option,
+    selection_options,
+)
 from samplerpool.cli.batch_pool import check_choice, connected
 from samplerpool.cli.batch_run import Job, command_with, conclude, open_data, run
 from samplerpool.cli.command import CommandWithOthers, complete_first
@@ -32,12 +39,13 @@ OTHERS: dict[str, str] = {
 
 @click.command("batch", cls=CommandWithOthers, others=OTHERS, short_help="Answer every row of a data set.")
 @click.argument("source", metavar="INPUT", shell_complete=complete_first)
-@click.option("--output", "-o", metavar="FILE", type=click.Path(path_type=Path), required=True, help="File to write.")
+@output_option
 @pool_option()
 @connect_option
 @click.option("--model", metavar="MODEL", help="Start a private pool with this model, stopped at the end.")
 @output_format_option
 @selection_options
+@dry_run_options
 @click.option(
     "--detach", is_flag=True, help="Return when the run has begun, and leave it running, also after a logout."
 )
@@ -66,12 +74,13 @@ def command(
     context: click.Context,
     /,
     source: str,
-    output: Path,
+    output: Path | None,
     pool: str | None,
     connect: Path | None,
     model: str | None,
     output_format: str | None,
     selection: Selection,
+    dry_run: DryRun | None,
     detach: bool,
     resume: bool,
     retry_errors: bool,
@@ -93,12 +102,30 @@ def command(
     A row that is finished goes to FILE.journal; when all are, FILE is put together. Ctrl-C finishes the rows that are
     being answered and stops; pressed twice, it stops at once. Whatever ended it, --resume answers the rest.
 
+    With --dry-run nothing is answered or written: all rows are read and their prompts prepared as the run would, and
+    what is found is said: rows that would become error rows, long ones, tokens, time and cost.
+
     \b
-    Exit code: 0 all answered, 3 some rows carry errors, 130 interrupted, 1 failed, 2 wrong usage.
+    Exit code: 0 all answered, 3 some rows carry (or would carry) errors, 130 interrupted, 1 failed, 2 wrong usage.
     """
     check_choice(context, pool, connect, model, model_settings)
     if (resume or retry_errors) and overwrite:
         raise UsageError("Give either --resume (or --retry-errors) or --overwrite: to go on, or to begin anew.")
+    if dry_run is not None:
+        unfit = {"--detach": detach, "--resume": resume, "--retry-errors": retry_errors}
+        if meant := [name for name, given in unfit.items() if given]:
+            raise UsageError(f"--dry-run looks at all rows and writes nothing; leave {meant[0]} out.")
+        return look_at(
+            source,
+            selection,
+            dry_run,
+            lambda: connected(pool, connect, model, model_settings),
+            sampling=sampling,
+            length_column=length_column,
+            fetch_media=fetch_media,
+            output=None if output is None else output_state(output, output_format, overwrite=overwrite),
+        )
+    assert output is not None  # else its option has complained
     begun = Begun()
     if detach and not begun.detached:
         return start_detached(source, output, command_with("--resume"))

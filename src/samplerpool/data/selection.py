@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 CHOICE = ("select", "shuffle_seed", "limit")
 """Which rows are answered, and in which order."""
+SAMPLE_SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +98,32 @@ class Selection:
         Raises:
             DataFileError: a file cannot be read on.
         """
-        order = None if self.shuffle_seed is None else shuffled(data.count_rows() or 0, self.shuffle_seed)
+        return self._rows(data, self.shuffle_seed, self.limit)
+
+    def sample(self, data: DataCollection, count: int) -> tuple[Iterator[Row], bool]:
+        """Some of the rows to be answered: drawn from all of them, the same ones each time, where rows can be picked by
+        number; else the first ones.
+
+        Returns:
+            At most ``count`` rows, and whether they were drawn.
+
+        Raises:
+            DataFileError: a file cannot be read on.
+        """
+        if self.limit is None and self.shuffle_seed is None and data.can_pick:
+            return self._rows(data, SAMPLE_SEED, count), True
+        if self.limit is None or self.shuffle_seed is not None or self.select is not None or not data.can_pick:
+            # A shuffled order is as good as drawn; of a stream, or of the first that are selected, none can be picked.
+            first = count if self.limit is None else min(count, self.limit)
+            return self._rows(data, self.shuffle_seed, first), self.shuffle_seed is not None
+        places = shuffled(min(self.limit, data.count_rows() or 0), SAMPLE_SEED)
+        return self.rows_at(data, islice(places, count)), True
+
+    def _rows(self, data: DataCollection, shuffle_seed: int | None, limit: int | None) -> Iterator[Row]:
+        order = None if shuffle_seed is None else shuffled(data.count_rows() or 0, shuffle_seed)
         rows = data.rows(order, meant=None if self.select is None else predicate(self.select))
-        if self.limit is not None:
-            rows = islice(rows, self.limit)
+        if limit is not None:
+            rows = islice(rows, limit)
         return rows if self.system is None else with_system(rows, self.system)
 
     def rows_at(self, data: DataCollection, numbers: Iterable[int]) -> Iterator[Row]:
