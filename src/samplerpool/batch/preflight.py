@@ -245,8 +245,8 @@ def _of_the_speed(probe: Probe) -> str:
     said = f"Speed: {probe.answers:,} answers took {probe.elapsed_s:.3g} s"
     if probe.answers < 4 * probe.places:
         said += (
-            f"; the workers have {probe.places:,} places, so with so few answers they were rarely full, and the batch "
-            f"will be faster than that (--probe {4 * probe.places} would tell more)"
+            f"; the workers have {probe.places:,} places, which so few answers hardly fill, so the batch may well be "
+            f"faster than that (--probe {4 * probe.places} would tell more)"
         )
     return said + "."
 
