@@ -396,6 +396,23 @@ def test_a_death_costs_nothing_where_another_worker_has_the_row_too():
     assert (driver.state.deaths, driver.state.suspects) == (2, 3)  # nobody else has them
 
 
+def test_a_row_that_may_have_killed_who_took_it_over_is_left_where_it_is():
+    driver, done, (second, first, third) = near_the_end()
+    assert len(done) == 2
+    for taken, rest in (((second, third), [("assign", 0, [(first, 0)])]), ((first,), [])):
+        driver.does(*(driver.failed(index, WorkerDied("gone"), by=0) for index in taken), WorkerDown(0, coming=True))
+        driver.now_s += 5
+        assert driver.does(WorkerUp(0, 2)) == rest
+    assert driver.after(5) == []
+    assert (driver.state.deaths, driver.state.suspects) == (2, 0)
+
+
+def test_a_row_that_has_its_answer_is_not_taken_over_once_more():
+    driver, _, (_second, first, third) = near_the_end()
+    driver.now_s += 5
+    assert driver.does(driver.answered(third, by=0)) == [("assign", 0, [(first, 0)]), ("drop", 1, (third, 0))]
+
+
 def test_a_row_that_came_back_from_one_worker_is_not_handed_out_again_while_another_has_it():
     driver, _, (*_, third) = near_the_end()
     assert driver.does(driver.failed(third, QueueFull("full"), by=0)) == [("rest", 0)]

@@ -33,6 +33,7 @@ class Job:
         attempts: how often it was handed out.
         copies: how many workers hold it; more than one at the end of a run, and the first answer counts.
         done: it has its answer or its error.
+        fell: a worker died that held it beside another one.
         sent_at_s: when it was handed out first.
     """
 
@@ -42,6 +43,7 @@ class Job:
     attempts: int = 0
     copies: int = 0
     done: bool = False
+    fell: bool = False
     sent_at_s: float = 0.0
 
     @property

@@ -149,7 +149,8 @@ class BatchState:
             match event:
                 case Answered(worker, job, answer):
                     if not job.done:
-                        self._speed.note(worker, now_s - job.sent_at_s, answer.completion_tokens)
+                        if job.copies == 1:  # else it was sent there later
+                            self._speed.note(worker, now_s - job.sent_at_s, answer.completion_tokens)
                         self._close(job, RowResult(job.row, job.sample, job.seed, answer), worker)
                     self._suspects.proved(worker)
                     self._ended(worker, job, "done")
@@ -248,6 +249,7 @@ class BatchState:
         held = self._held[worker]
         del held[job]
         job.copies -= 1
+        job.fell |= end == "died" and job.copies > 0
         if (window := self._windows.get(worker)) and len(held) <= window.refill_at:
             self._hungry.add(worker)
         verdict = self._suspects.ended(worker, job, end, held, error, settled=job.done or job.copies > 0)
@@ -300,7 +302,7 @@ class BatchState:
             asked = [Asked(job.sent_at_s, job.row.expected_tokens, self._most_tokens(job)) for job in jobs]
             batch = self._windows[worker].batch
             of_worker = self._speed.expect(worker, asked, batch, self._now_s)
-            expected += [one for one in of_worker if jobs[one.place].copies == 1]
+            expected += [one for one in of_worker if _may_be_copied(jobs[one.place])]
         for one, worker in take_over(expected, idle, self._speed):
             self._send(worker, [held[one.worker][one.place]], actions)
 
@@ -356,3 +358,8 @@ class BatchState:
             return
         self._finished = True
         actions.append(Finish(outcome, self._fatal))
+
+
+def _may_be_copied(job: Job) -> bool:
+    """Whether a second worker may begin it; not where it may be what killed one that did."""
+    return job.copies == 1 and not job.done and not job.fell
