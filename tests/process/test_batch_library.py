@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from samplerpool import SyncSampler
+from samplerpool import DataEngine, SyncSampler
 from samplerpool.errors import BatchError, FingerprintMismatch, OutputExists
 from samplerpool.types import Sample
 from tests.process.test_batch_runs import connect
@@ -46,6 +46,8 @@ def test_an_output_holds_what_is_returned(two_workers: SyncSampler, tmp_path: Pa
     assert [sample["generation"]["error"] is None for sample in samples] == [True] * 60 + [False]
     again = two_workers.batch_infer(PROMPTS, output=output, resume=True, seed=3)
     assert again == samples  # read, not answered
+    with pytest.raises(FingerprintMismatch, match=r"has the seed 3, not 4; leave seed out\."):
+        two_workers.batch_infer(PROMPTS, output=output, resume=True, seed=4)
 
 
 def test_a_loop_that_is_left_early_is_gone_on_with(two_workers: SyncSampler, tmp_path: Path) -> None:
@@ -55,8 +57,12 @@ def test_a_loop_that_is_left_early_is_gone_on_with(two_workers: SyncSampler, tmp
     assert not output.exists()
     with pytest.raises(OutputExists, match=r"To go on with it, give resume=True; to begin anew, give overwrite=True\."):
         two_workers.batch_infer(PROMPTS, output=output, seed=3)
+    seen: list[int] = []
     with pytest.raises(FingerprintMismatch, match=r"top_k: was null, is 5\. .* give accept_changes=True"):
-        two_workers.batch_infer(PROMPTS, output=output, resume=True, top_k=5)
+        two_workers.batch_infer(
+            PROMPTS, output=output, resume=True, top_k=5, on_result=lambda index, _sample: seen.append(index)
+        )
+    assert seen == []  # nothing is taken for this run's that is another's
     done = first[0][0]
     changed = [*PROMPTS[:done], "another", *PROMPTS[done + 1 :]]
     with pytest.raises(FingerprintMismatch, match=f"Row {done} of the input is not what it was"):
@@ -66,6 +72,16 @@ def test_a_loop_that_is_left_early_is_gone_on_with(two_workers: SyncSampler, tmp
     assert {index for index, _ in first} <= {index for index, _ in rest[: len(PROMPTS) - 1]}
     assert [sample for _, sample in sorted(rest, key=lambda one: one[0])] == rows_in(output)
     assert texts(rows_in(output)) == texts(two_workers.batch_infer(PROMPTS, seed=3))
+
+
+def test_a_data_set_without_a_length_is_written_too(sampler: SyncSampler, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS[:5]))
+    (tmp_path / "data.yaml").write_text("sets: {path: in.jsonl, streaming: true}\n")
+    data = DataEngine(str(tmp_path / "data.yaml"))
+    with pytest.raises(TypeError):
+        len(data)
+    samples = sampler.batch_infer(data, output=tmp_path / "out.jsonl", seed=3)
+    assert texts(samples) == texts(sampler.batch_infer(PROMPTS[:5], seed=3))
 
 
 def test_errors_are_tried_again_and_an_output_replaced_when_asked_for(sampler: SyncSampler, tmp_path: Path) -> None:

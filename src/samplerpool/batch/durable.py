@@ -132,10 +132,7 @@ def iter_durably(
         ),
         accept_changes=accept_changes,
     )
-    if seed is not None and seed != manifest.run_seed:
-        raise FingerprintMismatch(
-            f"The run that is to go on has the seed {manifest.run_seed}, not {seed}; leave {output.advice.seed} out."
-        )
+    output.check_seed(seed)
 
     def same_model(worker: int, said: Mapping[str, Any]) -> None:
         """A worker that comes later may have been started from a checkpoint that has changed meanwhile."""
@@ -208,7 +205,8 @@ def _written(
                     written.append(result)
                 elif refusal is None:
                     refusal = error
-                    switch.press()
+                    if not switch.pressed:  # twice is at once
+                        switch.press()
             yield written
 
 

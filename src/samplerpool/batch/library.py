@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sized
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -65,11 +66,9 @@ def iter_samples(
     ) as file:
         if file.complete:
             if not accept_changes:
-                given.pop("seed", None)
                 file.check_settings(**ALL.settings(), params=given)
             yield from _numbered(_rows_of(path))
             return
-        yield from _numbered(map(output_columns, file.lines()), errors=not retry_errors)
         groups = iter_durably(
             connection,
             rows_from_dataset(dataset),
@@ -78,15 +77,28 @@ def iter_samples(
             params=params,
             overwrite=overwrite,
             accept_changes=accept_changes,
-            total=len(dataset) if isinstance(dataset, Sized) and not isinstance(dataset, str) else None,
+            total=_length(dataset),
             fetch_media=fetch_media,
         )
         with closing(groups):
-            for results in groups:
+            first = next(groups, [])  # by now it is known whether this is the same run
+            new = {(result.row.index, result.sample) for result in first}
+            for index, sample in _numbered(map(output_columns, file.lines()), errors=not retry_errors):
+                if (index, generation_of(sample).get("sample", 0)) not in new:
+                    yield index, sample
+            for results in chain([first], groups):
                 file.keep_safe()
                 for result in results:
                     if not result.transient:
                         yield result.row.index, cast(Sample, output_row(result, count))
+
+
+def _length(dataset: object) -> int | None:
+    """How many rows there are, where that is known."""
+    try:
+        return len(dataset) if isinstance(dataset, Sized) and not isinstance(dataset, str) else None
+    except TypeError:  # a stream's
+        return None
 
 
 def in_order(results: Iterator[tuple[int, Sample]]) -> list[Sample]:

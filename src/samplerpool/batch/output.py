@@ -13,7 +13,7 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -183,16 +183,35 @@ class BatchOutput:
         self.manifest = manifest
         return manifest
 
-    def check_settings(self, **settings: Any) -> None:
+    def check_settings(self, *, params: Mapping[str, Any] | None = None, **settings: Any) -> None:
         """Of an output that is complete: that it is what would be made with these fields of the manifest.
+
+        Args:
+            params: among them, as nowhere else, the ``seed`` that was given.
 
         Raises:
             FingerprintMismatch: it is another run, and what is different.
         """
         assert self.manifest is not None, "only a complete output has a manifest before it begins"
+        if params is not None:
+            self.check_seed(params.get("seed"))
+            settings["params"] = {name: value for name, value in params.items() if name != "seed"}
         now = replace(self.manifest, **settings, output_format=self.format.name)
         advice = self.advice
         self._check_same(now, f"{advice.go_elsewhere}, or {advice.begin_anew} to begin anew; this one is complete")
+
+    def check_seed(self, seed: int | None) -> None:
+        """That a seed, if one is given, is the run's.
+
+        Raises:
+            FingerprintMismatch: it is not.
+        """
+        assert self.manifest is not None, "begin comes first"
+        if seed is not None and seed != self.manifest.run_seed:
+            raise FingerprintMismatch(
+                f"The run of {self.path} has the seed {self.manifest.run_seed}, not {seed}; leave {self.advice.seed} "
+                "out."
+            )
 
     def _check_same(self, now: Manifest, otherwise: str) -> None:
         assert self.manifest is not None
@@ -299,6 +318,12 @@ class BatchOutput:
             ) from error
         except OSError as error:
             raise self._unwritable(error) from error
+        except (ValueError, TypeError) as error:  # a table's
+            raise BatchError(
+                f"The rows cannot be written as {self.format.name} ({error}). They stay in {self.journal_path}, which "
+                "samplerpool batch tail --json shows.",
+                path=str(self.path),
+            ) from error
         self.complete = True
 
     def _note_output(self, digest: str) -> None:

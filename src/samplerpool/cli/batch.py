@@ -150,9 +150,7 @@ def command(
     ) as file:
         if file.complete:
             if not accept_changes:
-                given = sampling_params(sampling).given()
-                given.pop("seed", None)
-                file.check_settings(**selection.settings(), params=given)
+                file.check_settings(**selection.settings(), params=sampling_params(sampling).given())
             click.echo(f"{file.path} is complete already")
             return EXIT_ROW_ERRORS if file.finished.errors else 0
         with open_data(job, file) as data:
