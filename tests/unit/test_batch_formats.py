@@ -181,11 +181,12 @@ VALUES = st.recursive(
     | st.booleans()
     | st.integers(-(2**70), 2**70)
     | st.floats(allow_nan=False, width=64)
-    | st.text(max_size=3),
+    | st.text(max_size=3)
+    | st.sampled_from(["\udfff", {"role": "\ud800", "content": []}]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
     max_leaves=4,
 )
-NAMES = st.sampled_from(["a", "b", "messages", "reference", "generation"])
+NAMES = st.sampled_from(["a", "b", "\ud800", "messages_json", "messages", "reference", "generation"])
 
 
 @given(st.lists(st.dictionaries(NAMES, VALUES, min_size=1, max_size=3), min_size=1, max_size=4))

@@ -66,3 +66,7 @@ def test_text_is_one_line_of_utf8_whatever_it_holds() -> None:
 def test_what_tables_hold_becomes_text_or_numbers() -> None:
     row = {"path": Path("x"), "day": datetime.date(2024, 5, 6), "vector": np.arange(2), "number": np.float32(0.5)}
     assert json.loads(to_json(row)) == {"path": "x", "day": "2024-05-06", "vector": [0, 1], "number": 0.5}
+
+
+def test_beside_half_a_surrogate_pair_numbers_that_json_does_not_have_are_null_too():
+    assert to_json({"\udfff": [float("inf"), {"a": (float("nan"), 1.5)}]}) == b'{"\\udfff": [null, {"a": [null, 1.5]}]}'

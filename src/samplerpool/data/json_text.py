@@ -8,6 +8,7 @@ pairs) goes to that, and so does what neither takes, for the sentence that says 
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import msgspec
@@ -39,7 +40,16 @@ def to_json(value: Any) -> bytes:
     try:
         return _encode(value)
     except UnicodeEncodeError:
-        return json.dumps(value, default=_as_json).encode()
+        return json.dumps(_finite(value), default=lambda unknown: _finite(_as_json(unknown))).encode()
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for numbers that JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _as_json(value: object) -> Any:

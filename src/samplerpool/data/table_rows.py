@@ -4,11 +4,13 @@ A table has one type a column. Columns of texts, of numbers, of true and false, 
 are. ``messages``, ``reference`` and ``generation``, whose form is known, become lists and structures. Any other column
 (objects, or values of several kinds) becomes JSON text. What was done to which column is the table's *layout*, with
 which ``restored`` gives back the rows that there were, apart from the difference between a null and nothing in a column
-that has both.
+that has both, and between whole and other numbers in one that has both. Names that a table cannot have are written as
+JSON.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,18 +72,24 @@ class TableColumns:
         found: dict[str, Any] = {}
         for name, kind in self._kinds.items():
             assert self._record is not None or kind != RECORD
-            found[name] = self._record.kinds if kind == RECORD and self._record else _settled(kind)
+            found[self._column(name)] = self._record.kinds if kind == RECORD and self._record else _settled(kind)
             if name == "messages" and self._odd:
                 found[ODD_MESSAGES] = "text"
         return found
 
+    def _column(self, name: str) -> str:
+        """What a column of the rows is called in the table."""
+        return name if _is_text(name) and not (name == ODD_MESSAGES and self._odd) else json.dumps(name)
+
     def layout(self) -> dict[str, Any]:
         """For ``restored``; JSON can hold it."""
-        absent = [name for name, seen in self._seen.items() if seen < self._rows and name not in self._nulls]
-        said: dict[str, Any] = {"absent": absent, "odd": self._odd}
+        absent = [n for n, seen in self._seen.items() if seen < self._rows and n not in self._nulls]
+        said: dict[str, Any] = {"absent": list(map(self._column, absent)), "odd": self._odd}
+        kinds = {self._column(name): kind for name, kind in self._kinds.items()}
         for kind in (JSON, MESSAGES, MESSAGE, LOGPROBS):
-            said[kind] = [name for name, found in self._kinds.items() if found == kind]
-        record, kinds = self._record, self._kinds
+            said[kind] = [name for name, found in kinds.items() if found == kind]
+        said["renamed"] = [name for name in self._kinds if self._column(name) != name]
+        record = self._record
         said[RECORD] = {name: record.layout() for name, kind in kinds.items() if kind == RECORD and record}
         return said
 
@@ -92,17 +100,18 @@ class TableColumns:
             kind = self._kinds[name]
             if value is None:
                 continue
+            column = self._column(name)
             if self._special.get(name) == MESSAGES and not _is_chat(value):
                 made[ODD_MESSAGES] = to_json(value).decode()
             elif kind == JSON:
-                made[name] = to_json(value).decode()
+                made[column] = to_json(value).decode()
             elif kind == RECORD and self._record is not None:
-                made[name] = self._record.cells(value)
+                made[column] = self._record.cells(value)
             elif kind == LOGPROBS:
                 pair = ("token_id", "logprob")
                 made[name] = [{**e, "top": [dict(zip(pair, top, strict=True)) for top in e["top"]]} for e in value]
             else:
-                made[name] = value
+                made[column] = value
         return made
 
 
@@ -126,6 +135,9 @@ def restored(cells: dict[str, Any], layout: Mapping[str, Any]) -> dict[str, Any]
     for name in layout["absent"]:
         if cells.get(name, 0) is None:
             del cells[name]
+    for name in layout.get("renamed", ()):
+        if (column := json.dumps(name)) in cells:
+            cells[name] = cells.pop(column)
     return cells
 
 
@@ -192,6 +204,7 @@ def _is_turn(value: Any) -> bool:
     weight, content = value.get("loss_weight", 0.0), value["content"]
     return (
         isinstance(value["role"], str)
+        and _is_text(value["role"])
         and isinstance(weight, int | float)
         and isinstance(content, list)
         and all(map(_is_block, content))
@@ -203,6 +216,7 @@ def _is_block(value: Any) -> bool:
         isinstance(value, dict)
         and value.keys() == _BLOCK
         and isinstance(value["type"], str)
+        and _is_text(value["type"])
         and isinstance(value["value"], str)
         and _is_text(value["value"])
     )
