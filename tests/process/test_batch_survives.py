@@ -179,7 +179,7 @@ def test_the_command_tells_of_deaths_and_the_pool_outlives_a_poisoned_row_in_a_f
         batch = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300)
         assert "".join(sampler.generate("still here")) == "still here"
     assert batch.returncode == 3, batch.stderr
-    assert "299 answered, 1 with errors (WorkerDied 1)" in batch.stdout
+    assert "299 answered, 1 with errors\n  WorkerDied: 1 row (150): The row took its worker along" in batch.stdout
     assert re.search(r"^\d+ worker deaths; what was being answered there was run again$", batch.stdout, re.MULTILINE)
     generations = [json.loads(line)["generation"] for line in output.read_text().splitlines()]
     assert [g["text"] for g in generations] == ["" if i == 150 else f"answer {i}" for i in range(300)]

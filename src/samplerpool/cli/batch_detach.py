@@ -98,8 +98,9 @@ def _opened(log: Path) -> BinaryIO:
 
 
 def _start(source: str, said: BinaryIO, writer: int) -> subprocess.Popen[bytes]:
+    here = sys.path[:1] in ([""], [os.getcwd()])  # as with python -m; else nothing in this folder is to be imported
     return subprocess.Popen(
-        [sys.executable, "-m", "samplerpool", *sys.argv[1:]],
+        [sys.executable, *([] if here else ["-P"]), "-m", "samplerpool", *sys.argv[1:]],
         stdin=None if is_stream(source) else subprocess.DEVNULL,
         stdout=said,
         stderr=subprocess.STDOUT,

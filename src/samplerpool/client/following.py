@@ -54,8 +54,8 @@ class Source(Protocol):
     def look(self) -> ConnectionFile | None:
         """Ask for news, and return the latest; None means that the pool has ended."""
 
-    def receive(self) -> None:
-        """Take what has come."""
+    def receive(self) -> bool:
+        """Take what has come; whether anything has."""
 
     def close(self) -> None:
         """Let go of what it holds."""
@@ -75,8 +75,9 @@ class FixedWorkers:
         """What was known at the beginning."""
         return self.pool
 
-    def receive(self) -> None:
+    def receive(self) -> bool:
         """Nothing comes."""
+        return False
 
     def close(self) -> None:
         """Nothing is held."""
@@ -115,8 +116,9 @@ class FileSource:
                 self.pool, self._mark = pool, mark
         return self.pool if self.pool.supervisor.alive() else None
 
-    def receive(self) -> None:
+    def receive(self) -> bool:
         """Nothing comes by itself."""
+        return False
 
     def close(self) -> None:
         """Nothing is held."""
@@ -147,16 +149,20 @@ class SupervisorSource:
             self.socket.send(encode([Describe(self._last_id)]), zmq.DONTWAIT)
         return self.pool if self._unanswered <= MAX_UNANSWERED else None
 
-    def receive(self) -> None:
-        """Take the answers that have come."""
+    def receive(self) -> bool:
+        """Take the answers that have come; whether any has."""
+        came = False
         with contextlib.suppress(zmq.Again):
             while True:
-                for reply in decode_replies(self.socket.recv(zmq.DONTWAIT)):
+                replies = decode_replies(self.socket.recv(zmq.DONTWAIT))
+                came = True
+                for reply in replies:
                     if isinstance(reply, Description):
                         self._unanswered = 0
                         self.pool = described(self.pool, reply.info)
                     elif isinstance(reply, Failed) and reply.error == AccessDenied.__name__:
                         self.denied = AccessDenied(reply.message)
+        return came
 
     def close(self) -> None:
         """Close the socket."""

@@ -103,8 +103,7 @@ class Members:
                     self._bar(peer.denied)
         for descriptor in self._watched.keys() & ready:
             self._process_ended(self._watched[descriptor])
-        if _POOL in ready:
-            self._source.receive()
+        if _POOL in ready and self._source.receive():
             self._update(self._source.pool)
         if time.monotonic() >= self._look_at:
             self.look()
