@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from samplerpool import DataEngine, SyncSampler
-from samplerpool.errors import BatchError, FingerprintMismatch, OutputExists
+from samplerpool.errors import BatchError, FingerprintMismatch, OutputExists, UsageError
 from samplerpool.types import Sample
 from tests.process.test_batch_runs import connect
 
@@ -46,6 +46,11 @@ def test_an_output_holds_what_is_returned(two_workers: SyncSampler, tmp_path: Pa
     assert [sample["generation"]["error"] is None for sample in samples] == [True] * 60 + [False]
     again = two_workers.batch_infer(PROMPTS, output=output, resume=True, seed=3)
     assert again == samples  # read, not answered
+    for others in (["another", *PROMPTS[1:]], PROMPTS[:-1], [*PROMPTS, "one more"]):
+        with pytest.raises(FingerprintMismatch, match=r"The input is not the one that .* give overwrite=True"):
+            two_workers.batch_infer(others, output=output, resume=True)
+    with pytest.raises(UsageError, match="resume goes on with an output"):
+        two_workers.batch_infer(PROMPTS, resume=True)
     with pytest.raises(FingerprintMismatch, match=r"has the seed 3, not 4; leave seed out\."):
         two_workers.batch_infer(PROMPTS, output=output, resume=True, seed=4)
 

@@ -293,6 +293,17 @@ def test_a_complete_output_is_that_of_its_settings_alone(path: Path) -> None:
             output.check_settings(limit=5)
 
 
+def test_a_complete_output_is_that_of_its_input_alone(path: Path) -> None:
+    with begun(path, answered(1), answered(0)) as output:
+        output.assemble()
+    with BatchOutput(path, resume=True) as output:
+        assert output.complete
+        output.check_input([row(1), row(0)])
+        for others in ([row(0), row(1, "Changed?")], [row(0)], [row(0), row(1), row(2)]):
+            with pytest.raises(FingerprintMismatch, match=r"The input is not the one that .* was made of"):
+                output.check_input(others)
+
+
 def test_a_torn_length_is_not_read_into_memory(tmp_path: Path) -> None:
     path = tmp_path / "j"
     with Journal(path, 1) as journal:

@@ -7,7 +7,7 @@ import pytest
 
 from samplerpool.data.collection import DataCollection
 from samplerpool.data.jsonl import JsonLines
-from samplerpool.data.rows import Row, row_from, rows_from_dataset, with_system
+from samplerpool.data.rows import Row, row_from, rows_from_dataset, with_expected_tokens, with_system
 from samplerpool.errors import BadRow, DataFileError, RenderError, UsageError
 from tests.nobody import folder_of_mode, without_privileges
 
@@ -197,3 +197,14 @@ def test_a_system_turn_for_those_without():
     assert first.messages == [text("system", "be kind"), text("user", "a")]
     assert second.messages == [text("system", "own"), text("user", "b")]
     assert broken.messages == []
+
+
+def test_lengths_that_a_column_tells():
+    def told(column, *values):
+        return [row.expected_tokens for row in with_expected_tokens([Row(0, {"n": value}) for value in values], column)]
+
+    assert told("n", 3, "20", 4.7, None, "many", True, float("inf"), -1) == [3, 20, 4, None, None, None, None, None]
+    assert told("n.tokens", {"tokens": 5}, {}, "x") == [5, None, None]
+    for column, value in (("n", "many"), ("n", [1]), ("n", None), ("m", 3), ("n.tokens", 3)):
+        with pytest.raises(UsageError, match=f"column '{column}' should tell lengths in tokens, and "):
+            told(column, value)

@@ -96,6 +96,18 @@ def read_records(file: BinaryIO, path: Path, offset: int = 0) -> Iterator[Journa
         offset = end
 
 
+def digest_of_rows(hashes: Iterable[tuple[int, int]]) -> str:
+    """One hash of many rows'.
+
+    Args:
+        hashes: number and hash of each row, in rising order of numbers.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for row, value in hashes:
+        digest.update(row.to_bytes(8, "little") + value.to_bytes(8, "little"))
+    return digest.hexdigest()
+
+
 @dataclass(slots=True)
 class Finished:
     """What a journal holds, 21 bytes a row in memory.
@@ -147,6 +159,14 @@ class Finished:
         for numbers in (self.offsets, self.hashes, self.lengths):
             numbers.frombytes(bytes(more * numbers.itemsize))
 
+    def input_digest(self) -> str:
+        """Of the input rows that all of this was made of."""
+        return digest_of_rows(
+            (row, value)
+            for row in range(self.rows)
+            if (value := next((h for h in self.hashes[row * self.samples : (row + 1) * self.samples] if h), None))
+        )
+
     @property
     def rows(self) -> int:
         """One more than the highest row that is there."""
@@ -183,6 +203,7 @@ class Journal:
         self._pending: list[bytes] = []
         self._pending_bytes = 0
         self._unsynced = False
+        self.cut_bytes = 0
         self._file = self._open(fresh)
         try:
             self._end = self._begin()
@@ -219,6 +240,7 @@ class Journal:
                 return len(HEADER)
             end = self._read()
             if end < size:
+                self.cut_bytes = size - end
                 self._file.truncate(end)
             return end
         except OSError as error:

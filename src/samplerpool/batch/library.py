@@ -18,6 +18,7 @@ from samplerpool.config.sampling import sampling_params
 from samplerpool.data.answers import output_row
 from samplerpool.data.rows import rows_from_dataset
 from samplerpool.data.selection import ALL
+from samplerpool.errors import UsageError
 from samplerpool.types import Dataset, Sample
 
 Results = Generator[tuple[int, Sample], None, None]
@@ -54,6 +55,9 @@ def iter_samples(
     given = sampling_params(params).given()
     count = given.get("num_return_sequences", 1)
     if output is None:
+        if resume or retry_errors:
+            name = "resume" if resume else "retry_errors"
+            raise UsageError(f"{name} goes on with an output; give output='answers.jsonl' as well, or leave it out.")
         groups = iter_batch(connection, rows_from_dataset(dataset), params=params, fetch_media=fetch_media)
         with closing(groups):
             for results in groups:
@@ -67,6 +71,7 @@ def iter_samples(
         if file.complete:
             if not accept_changes:
                 file.check_settings(**ALL.settings(), params=given)
+                file.check_input(rows_from_dataset(dataset))
             yield from _numbered(_rows_of(path))
             return
         groups = iter_durably(

@@ -16,7 +16,9 @@ from samplerpool.errors import BatchError
 
 FORMAT = 1
 SHOWN_CHARACTERS = 60
-_NOT_COMPARED = frozenset(("run_seed", "frozen_date", "source", "overwrite", "outputs", "format", "created"))
+_NOT_COMPARED = frozenset(
+    ("input_digest", "run_seed", "frozen_date", "source", "overwrite", "outputs", "format", "created")
+)
 """The seed and the date are taken from the manifest; a file may have another name by now."""
 
 
@@ -35,6 +37,7 @@ class Manifest:
         version: of samplerpool.
         run_seed: from which each answer's seed is derived.
         overwrite: what stood in the output's place is to be replaced.
+        input_digest: of the rows that the output was made of, when it is there.
         outputs: hashes of the outputs that were put together; more than one where errors were tried again.
         frozen_date: date and time, in ISO form, that chat templates are told; None in older manifests.
         output_format: by name, see ``batch.formats``.
@@ -53,6 +56,7 @@ class Manifest:
     overwrite: bool = False
     outputs: Sequence[str] = ()
     format: int = FORMAT
+    input_digest: str | None = None
     messages_column: str | None = None
     prompt_template: str | None = None
     select: str | None = None

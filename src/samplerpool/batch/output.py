@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, Self, cast
 from samplerpool.batch.advice import COMMAND_LINE, Advice
 from samplerpool.batch.formats import Hashed, OutputFormat
 from samplerpool.batch.history import history_path
-from samplerpool.batch.journal import FLUSH_BYTES, Finished, Journal, Outcome, row_hash
+from samplerpool.batch.journal import FLUSH_BYTES, Finished, Journal, Outcome, digest_of_rows, row_hash
 from samplerpool.batch.manifest import Manifest, sync_folder
 from samplerpool.batch.progress_file import progress_path
 from samplerpool.data.answers import RowResult, output_row
@@ -52,7 +52,8 @@ class BatchOutput:
         output_format: None: by the file's name.
 
     ``finished`` are the rows that are there; ``complete`` says that ``path`` is. ``spool_path`` is for an input that
-    can be read only once; it goes when the journal goes.
+    can be read only once; it goes when the journal goes. ``cut_bytes``: of the journal, behind the last whole
+    record, as a crash leaves them; they are forgotten.
 
     Raises:
         OutputExists: the output, or what an earlier run left of it, is there already, or is being written.
@@ -79,7 +80,7 @@ class BatchOutput:
             for suffix in (JOURNAL_SUFFIX, MANIFEST_SUFFIX, PARTIAL_SUFFIX, SPOOL_SUFFIX)
         )
         self.complete = False
-        self.unanswered = 0
+        self.unanswered = self.cut_bytes = 0
         self.manifest: Manifest | None = None
         self.finished = Finished(samples)
         self._open: Journal | None = None
@@ -115,7 +116,7 @@ class BatchOutput:
                 f"The run that is to go on has {self.manifest.samples} answers a row, not {samples} ({advice.samples})."
             )
         self._open = Journal(self.journal_path, samples, fresh=not begun)
-        self.finished = self._open.finished
+        self.finished, self.cut_bytes = self._open.finished, self._open.cut_bytes
         if not begun:
             self.spool_path.unlink(missing_ok=True)  # another run's, until the journal is ours
 
@@ -199,6 +200,22 @@ class BatchOutput:
         now = replace(self.manifest, **settings, output_format=self.format.name)
         advice = self.advice
         self._check_same(now, f"{advice.go_elsewhere}, or {advice.begin_anew} to begin anew; this one is complete")
+
+    def check_input(self, rows: Iterable[Row]) -> None:
+        """Of an output that is complete: that it is of these rows.
+
+        Raises:
+            FingerprintMismatch: it is not.
+        """
+        assert self.manifest is not None, "only a complete output has a manifest before it begins"
+        if self.manifest.input_digest is None:
+            return
+        hashes = sorted((row.index, int.from_bytes(row_hash(row.columns), "little")) for row in rows)
+        if digest_of_rows(hashes) != self.manifest.input_digest:
+            raise FingerprintMismatch(
+                f"The input is not the one that {self.path} was made of. Bring that back, or "
+                f"{self.advice.go_elsewhere}, or {self.advice.begin_anew} to begin anew."
+            )
 
     def check_seed(self, seed: int | None) -> None:
         """That a seed, if one is given, is the run's.
@@ -330,7 +347,7 @@ class BatchOutput:
         """Note what the output will be, so that it is known as this run's own if it has to be replaced."""
         assert self.manifest is not None
         outputs = (*(known for known in self.manifest.outputs if known != digest), digest)
-        self.manifest = replace(self.manifest, outputs=outputs)
+        self.manifest = replace(self.manifest, outputs=outputs, input_digest=self.finished.input_digest())
         self.manifest.write(self._manifest_path)
 
     def _check_room(self) -> None:

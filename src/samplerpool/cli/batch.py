@@ -20,10 +20,11 @@ from samplerpool.cli.batch_options import (
     selection_options,
 )
 from samplerpool.cli.batch_pool import check_choice, connected
-from samplerpool.cli.batch_run import Job, command_with, conclude, open_data, run
+from samplerpool.cli.batch_run import Job, check_input, command_with, conclude, open_data, run
 from samplerpool.cli.command import CommandWithOthers, complete_first
 from samplerpool.cli.main import EXIT_ROW_ERRORS
 from samplerpool.cli.options import connect_option, model_options, pool_option, sampling_options
+from samplerpool.cli.output import note
 from samplerpool.config.sampling import sampling_params
 from samplerpool.data.selection import Selection
 from samplerpool.errors import UsageError
@@ -151,8 +152,11 @@ def command(
         if file.complete:
             if not accept_changes:
                 file.check_settings(**selection.settings(), params=sampling_params(sampling).given())
+                check_input(job, file)
             click.echo(f"{file.path} is complete already")
             return EXIT_ROW_ERRORS if file.finished.errors else 0
+        if file.cut_bytes:
+            note(f"{file.cut_bytes:,} bytes at the end of {file.journal_path} are no whole row, and are forgotten.")
         with open_data(job, file) as data:
             with connected(pool, connect, model, model_settings, detached=detach) as connection:
                 summary = run(job, data, file, connection, begun)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,10 +19,10 @@ from typing import BinaryIO
 
 import click
 
-from samplerpool.batch.progress_file import progress_path
+from samplerpool.batch.progress_file import ProgressRead, progress_path
 from samplerpool.batch.spool import STANDARD_INPUT, is_stream
 from samplerpool.cli.main import EXIT_INTERRUPTED
-from samplerpool.errors import BatchError, UsageError
+from samplerpool.errors import BatchError, OutputExists, UsageError
 
 LOG_SUFFIX = ".log"
 POLL_S = 0.1
@@ -65,6 +66,12 @@ def detach(source: str, output: Path, resume: str) -> int:
     log = path.with_name(path.name + LOG_SUFFIX)
     if source == STANDARD_INPUT and sys.stdin.isatty():
         raise UsageError("A batch that is detached cannot read from the terminal; give the input as a file.")
+    if (running := ProgressRead(path)).process is not None and not running.ended:  # whose log it is
+        raise OutputExists(
+            f"Process {running.fields['pid']} is writing {path} already; samplerpool batch stop ends it.",
+            path=str(path),
+        )
+    name = shlex.quote(str(output))
     reader, writer = os.pipe()
     try:
         with _opened(log) as said:
@@ -82,8 +89,8 @@ def detach(source: str, output: Path, resume: str) -> int:
             os.close(writer)
     click.echo(
         f"The batch goes on in the background, as process {child.pid}; what it says is in {log}.\n"
-        f"  watch it:  samplerpool batch tail {output} -f    (and {progress_path(path)})\n"
-        f"  stop it:   samplerpool batch stop {output}\n"
+        f"  watch it:  samplerpool batch tail {name} -f    (and {progress_path(path)})\n"
+        f"  stop it:   samplerpool batch stop {name}\n"
         f"  go on:     {resume}",
         err=True,
     )

@@ -82,6 +82,18 @@ def check_not_input(data: DataCollection, output: Path) -> None:
             raise UsageError(f"Input and output are the same file, {path}; choose another --output.")
 
 
+def check_input(job: Job, output: BatchOutput) -> None:
+    """Of an output that is complete: that it is of this input, if that can be read again.
+
+    Raises:
+        FingerprintMismatch: it is not.
+        UsageError: there is no such input.
+    """
+    if not is_stream(job.source):
+        with open_data(job, output) as data:
+            output.check_input(job.selection.rows(data))
+
+
 def run(job: Job, data: DataCollection, output: BatchOutput, connection: PoolConnection, begun: Begun) -> BatchSummary:
     """Answer what is missing in the output, and show how it goes.
 
@@ -175,7 +187,7 @@ def command_with(option: str) -> str:
 def conclude(summary: BatchSummary, output: BatchOutput) -> int:
     """Say what was done, and choose the exit code."""
     if summary.complete:
-        place = f"written to {output.path}"
+        place = f"written to {output.path}" if output.finished.count else f"no row was meant; {output.path} is empty"
         if output.finished.errors:
             earlier = output.finished.errors - summary.error_rows
             whose = f" ({earlier:,} of them of earlier runs)" if earlier > 0 else ""

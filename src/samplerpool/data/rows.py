@@ -150,15 +150,34 @@ def with_expected_tokens(rows: Iterable[Row], column: str) -> Iterator[Row]:
     """Note how long a column says the rows' answers will be; where it holds no number, nothing is known.
 
     Args:
-        column: with the number of tokens.
+        column: with the number of tokens, or a text of it; ``a.b``: the entry b of column a.
 
     Raises:
-        UsageError: the first row has no such column.
+        UsageError: the first row has no such column, or something else in it.
     """
     for number, row in enumerate(rows):
-        tokens = row.columns.get(column)
-        if not number and row.columns and column not in row.columns:
-            raise UsageError(f"The rows have no column {column!r} for lengths; they have: {', '.join(row.columns)}.")
-        if isinstance(tokens, int | float) and not isinstance(tokens, bool) and 0 <= tokens < float("inf"):
-            row.expected_tokens = int(tokens)
+        value = _entry(row.columns, column)
+        tokens = _tokens(value)
+        if not number and row.columns and tokens is None:
+            what = f"holds {value!r:.40}" if value is not None else f"is not there; they have: {', '.join(row.columns)}"
+            raise UsageError(f"The rows' column {column!r} should tell lengths in tokens, and {what}.")
+        row.expected_tokens = tokens
         yield row
+
+
+def _entry(columns: Mapping[str, Any], name: str) -> Any:
+    outer, _, inner = name.partition(".")
+    if name in columns or not inner:
+        return columns.get(name)
+    found = columns.get(outer)
+    return _entry(found, inner) if isinstance(found, Mapping) else None
+
+
+def _tokens(value: Any) -> int | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        tokens = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return int(tokens) if 0 <= tokens < float("inf") else None

@@ -111,7 +111,7 @@ def _engine(arguments: Arguments) -> str:
 
 ADVICE = Advice(
     go_on="make the same call again",
-    begin_anew="give another output",
+    begin_anew="remove what is left of it",
     accept_changes="give another output",
     go_elsewhere="give another output",
     samples="num_return_sequences",
