@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import os
 import re
 
 from samplerpool.batch.problems import Problems
@@ -94,3 +95,18 @@ def test_the_summary_names_errors_by_kind_and_the_seed():
 def test_the_summary_tells_of_deaths():
     summary = BatchSummary(200, {}, 4000, 2380, 10.0, WORKERS, 42, True, deaths=3)
     assert summary_lines(summary)[4] == "3 worker deaths; what was being answered there was run again"
+
+
+def test_a_terminal_that_has_just_been_closed_does_not_end_the_run():
+    ours, theirs = os.openpty()
+    with open(theirs, "w") as stream:
+        view = LiveView(stream)
+        with view:
+            view.update(PROGRESS)
+            os.close(ours)
+            for _ in range(3):
+                view.update(PROGRESS)
+                view.say("Stopping")
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), theirs
+        )  # as the signal's handler does; what is left must go somewhere

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
@@ -90,15 +91,28 @@ class LiveView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._open.close()
+        with _even_if_the_terminal_is_gone():
+            self._open.close()
 
     def update(self, progress: Progress) -> None:
         """Redraw."""
-        self._live.update(_drawing(progress), refresh=True)
+        with _even_if_the_terminal_is_gone():
+            self._live.update(_drawing(progress), refresh=True)
 
     def say(self, text: str) -> None:
         """A line above the bars."""
-        self._console.print(text, markup=False)
+        with _even_if_the_terminal_is_gone():
+            self._console.print(text, markup=False)
+
+
+@contextmanager
+def _even_if_the_terminal_is_gone() -> Iterator[None]:
+    """It was closed a moment ago; the signal that says so ends the run as it should."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
 
 
 def _drawing(progress: Progress) -> RenderableType:

@@ -112,7 +112,7 @@ def _engine(arguments: Arguments) -> str:
 ADVICE = Advice(
     go_on="make the same call again",
     begin_anew="remove what is left of it",
-    accept_changes="give another output",
+    accept_changes="give another output, or remove its journal to begin anew",
     go_elsewhere="give another output",
     samples="num_return_sequences",
     seed="seed",
