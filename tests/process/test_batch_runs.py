@@ -317,7 +317,12 @@ def test_the_end_of_the_terminal_is_like_the_first_ctrl_c(tmp_path: Path) -> Non
     journal = tmp_path / "out.jsonl.journal"
     with pool() as sampler:
         names = (str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl"), *connect(sampler))
-        child = pexpect.spawn(sys.executable, ["-m", "samplerpool", "batch", *names], timeout=DEADLINE_S)
+        child = pexpect.spawn(
+            sys.executable,
+            ["-m", "samplerpool", "batch", *names],
+            timeout=DEADLINE_S,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # whoever started the tests may ignore it
+        )
         eventually(lambda: journal.exists() and journal.stat().st_size > len(HEADER), "some rows are written")
         os.close(child.child_fd)
         child.child_fd = -1
