@@ -138,21 +138,22 @@ def test_strangers_are_told_at_once_what_is_wrong(pool: ConnectionFile) -> None:
             PoolConnection.attach(replace(carried_away(pool), endpoint=nobody))
 
 
+# Which of them, is a race: the client finds the mechanisms different, or finds that the server has found that first.
+_HANDSHAKE_FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+
+
 def test_who_has_no_keys_gets_a_greeting_and_nothing_else(pool: ConnectionFile) -> None:
     for endpoint in (pool.endpoint, pool.workers[0].endpoint):
         _shake_hands_without_encryption(port_of(endpoint))
-        context = zmq.Context()
-        with contextlib.closing(context.socket(zmq.DEALER)) as plain:
+        with zmq.Context() as context, context.socket(zmq.DEALER) as plain:
             plain.setsockopt(zmq.LINGER, 0)
-            events = plain.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_SUCCEEDED)
-            plain.connect(endpoint)
-            plain.send(encode([Ping(1)]))
-            assert events.poll(int(DEADLINE_S * 1000))
-            assert zmq.utils.monitor.recv_monitor_message(events)["event"] == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-            assert not plain.poll(0)
-            plain.disable_monitor()
-            events.close()
-        context.term()
+            with plain.get_monitor_socket(_HANDSHAKE_FAILED | zmq.EVENT_HANDSHAKE_SUCCEEDED) as events:
+                plain.connect(endpoint)
+                plain.send(encode([Ping(1)]))
+                assert events.poll(int(DEADLINE_S * 1000))
+                assert zmq.utils.monitor.recv_monitor_message(events)["event"] & _HANDSHAKE_FAILED
+                assert not plain.poll(0)
+                plain.disable_monitor()
 
 
 def _shake_hands_without_encryption(port: int) -> None:
