@@ -1,10 +1,7 @@
-"""The conversation's memory, and what a line means."""
+"""The conversation's memory."""
 
 from __future__ import annotations
 
-import pytest
-
-from samplerpool.chat.commands import Ask, Clear, Exit, Nothing, interpret
 from samplerpool.chat.transcript import Transcript, text_message
 
 
@@ -102,20 +99,3 @@ def test_a_question_ends_a_turn_that_was_left_open() -> None:
     transcript.ask("a")
     transcript.ask("b")
     assert transcript.messages == [user("b")]
-
-
-@pytest.mark.parametrize(
-    ("line", "command"),
-    [
-        ("clear\n", Clear()),
-        (" exit ", Exit()),
-        ("\n", Nothing()),
-        ("  ", Nothing()),
-        ("clear the table\n", Ask("clear the table")),
-        ("Exit", Ask("Exit")),
-        ("two\nlines\n", Ask("two\nlines")),
-        ("bad \udcff byte", Ask("bad ? byte")),
-    ],
-)
-def test_what_a_line_means(line: str, command: object) -> None:
-    assert interpret(line) == command

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from typing import Any, Protocol
 
-from samplerpool.chat.commands import Ask, Clear, Exit, Nothing, interpret
+from samplerpool.chat.commands import COMMANDS, Ask, Nothing, Refused, Run, interpret
 from samplerpool.chat.console import Console, discard_output
 from samplerpool.chat.transcript import Transcript
 from samplerpool.errors import SamplerPoolError, log_hint
@@ -97,18 +97,29 @@ class Repl:
         try:
             command = interpret(self._console.read())
         except EOFError:
-            command = Exit()
+            command = Run("exit")
         match command:
-            case Exit():
+            case Run("exit"):
                 return self._code()
-            case Clear():
+            case Run("clear"):
                 self._transcript.clear()
                 self._console.notice("The conversation starts anew.")
+            case Run("help"):
+                for spec in COMMANDS.values():
+                    self._console.notice(f"{spec.usage}  {spec.help}")
+            case Run(name):
+                self._refuse(f"/{name} cannot be used here.")
+            case Refused(why):
+                self._refuse(why)
             case Ask(text):
                 return self._turn(text)
             case Nothing():
                 pass
         return None
+
+    def _refuse(self, why: str) -> None:
+        self._any_failed = True
+        self._console.error(why)
 
     def _code(self) -> int:
         return FAILED if self._any_failed and not self._console.interactive else ANSWERED
