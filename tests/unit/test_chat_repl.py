@@ -72,8 +72,8 @@ class Session:
         return [(each["role"], each["content"][0]["value"]) for each in self.transcript.messages[1:]]
 
 
-def _reader(lines: Iterator[str | BaseException]) -> Callable[[], str]:
-    def read() -> str:
+def _reader(lines: Iterator[str | BaseException]) -> Callable[[str], str]:
+    def read(default: str) -> str:
         line = next(lines, EOFError())
         if isinstance(line, BaseException):
             raise line
@@ -218,7 +218,7 @@ def test_a_terminal_does_not_obey_the_model_but_a_pipe_gets_every_byte() -> None
 
 def test_text_that_the_output_cannot_encode_is_replaced() -> None:
     raw = io.BytesIO()
-    console = Console(lambda: "", io.TextIOWrapper(raw, encoding="ascii"), io.StringIO(), interactive=False)
+    console = Console(lambda default: "", io.TextIOWrapper(raw, encoding="ascii"), io.StringIO(), interactive=False)
     console.write("ok 😀")
     assert raw.getvalue() == b"ok ?"
 

@@ -22,8 +22,8 @@ class _ForgivingHistory(FileHistory):
             pass
 
 
-def terminal_reader(prompt: str, history_folder: Path) -> Callable[[], str]:
-    """A function that reads one message from the terminal.
+def terminal_reader(prompt: str, history_folder: Path) -> Callable[[str], str]:
+    """A function that reads one message from the terminal, and is given what stands there to be edited.
 
     It raises ``EOFError`` for Ctrl-D, and ``KeyboardInterrupt`` for Ctrl-C at an empty prompt; elsewhere Ctrl-C clears
     what was typed.
@@ -34,7 +34,7 @@ def terminal_reader(prompt: str, history_folder: Path) -> Callable[[], str]:
         key_bindings=_bindings(),
         enable_history_search=True,
     )
-    return session.prompt
+    return lambda default: session.prompt(default=default)
 
 
 def _bindings() -> KeyBindings:
