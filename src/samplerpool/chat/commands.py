@@ -49,13 +49,17 @@ _TABLE = (
     CommandSpec("file", "PATH", "Put a text file in front of the next message.", "path"),
     CommandSpec("image", "PATH", "Put an image in front of the next message, where the model takes images.", "path"),
     CommandSpec("tools", "[FILE]", "Show the tools on offer, or offer those of a JSON file.", "path"),
-    CommandSpec("tool", "[NAME] RESULT", "Answer the tool call of the last answer, the first or the named one.", "tool"),
+    CommandSpec(
+        "tool", "[NAME] RESULT", "Answer the tool call of the last answer, the first or the named one.", "tool"
+    ),
     CommandSpec("raw", "", "Show the exact prompt that the model sees, its special tokens, and the token ids."),
     CommandSpec("logprobs", "[N|off]", "Colour the last answer's tokens by probability; N: with alternatives."),
     CommandSpec("tokens", "", "Show the last answer token by token, and how full the context is."),
     CommandSpec("stats", "", "Show times and tokens of this chat's answers."),
     CommandSpec("workers", "", "Show the pool's workers: model, state, queue."),
-    CommandSpec("attach", "[POOL|WORKER]", "Talk to another pool, or to this worker only; alone: to all again.", "pool"),
+    CommandSpec(
+        "attach", "[POOL|WORKER]", "Talk to another pool, or to this worker only; alone: to all again.", "pool"
+    ),
     CommandSpec("compare", "A B", "Answer the last question with two workers or adapters, side by side.", "adapter"),
     CommandSpec("keep", "FILE", "Append the conversation to a file for training (JSONL, v1 samples).", "path"),
     CommandSpec("prefer", "FILE", "Append the answer and the one before /retry or /compare, as a pair.", "path"),
