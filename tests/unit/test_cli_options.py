@@ -12,9 +12,9 @@ from click.testing import CliRunner
 
 from samplerpool.cli.main import COMMANDS, main
 from samplerpool.cli.options import arguments_from, model_options, pool_option, sampling_options
-from samplerpool.cli.output import bytes_text, duration_text, number_text, plural
 from samplerpool.config.arguments import ModelArguments, PoolArguments
 from samplerpool.config.sampling import PARAMS
+from samplerpool.config.wording import bytes_text, duration_text, number_text, plural
 from samplerpool.errors import EngineError, InvalidParameter, PoolNotFound, PromptTooLong, StartFailed
 
 

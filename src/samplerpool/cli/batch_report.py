@@ -14,7 +14,7 @@ from samplerpool.batch.report.charts import check_charts
 from samplerpool.batch.report.making import ROWS, Watched, is_report, make_report
 from samplerpool.batch.report.source import ReportSource
 from samplerpool.cli.command import Command
-from samplerpool.cli.output import bytes_text
+from samplerpool.config.wording import bytes_text
 from samplerpool.data.records import Record
 from samplerpool.errors import BatchError, UsageError
 

@@ -19,7 +19,7 @@ from samplerpool.cli.batch_view import view_for
 from samplerpool.cli.command import Command
 from samplerpool.cli.main import EXIT_INTERRUPTED, EXIT_ROW_ERRORS
 from samplerpool.cli.options import connect_option, model_options, pool_option
-from samplerpool.cli.output import plural
+from samplerpool.config.wording import plural
 from samplerpool.data.selection import Selection
 
 FINDINGS: dict[Finding, str] = {"equal": "equal", "near-tie": "differs at a near-tie", "differs": "differs"}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
 from samplerpool.batch.problems import ErrorKind, Rows
 from samplerpool.batch.tally import BatchSummary, Progress, WorkerTally, duration
-from samplerpool.cli.output import plural
+from samplerpool.config.wording import plural
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -11,8 +11,9 @@ import click
 from samplerpool.cli.command import Command
 from samplerpool.cli.main import EXIT_INTERRUPTED
 from samplerpool.cli.options import arguments_from, launch_options, model_options, pool_option, sampling_options
-from samplerpool.cli.output import note, plural
+from samplerpool.cli.output import note
 from samplerpool.config.arguments import ModelArguments, PoolArguments, SampleArguments
+from samplerpool.config.wording import plural
 from samplerpool.pool.names import DEFAULT_POOL
 from samplerpool.wire.endpoint import ConnectionFile
 

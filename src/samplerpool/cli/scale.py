@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from samplerpool.cli.options import checked_pool_name, chosen_pool, connect_option, drain_option
-from samplerpool.cli.output import interruptible, note, plural
+from samplerpool.cli.output import interruptible, note
+from samplerpool.config.wording import plural
 
 MOST_WORKERS = 1024
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
-from samplerpool.cli.output import UNKNOWN, bytes_text, duration_text, number_text, plural
+from samplerpool.config.wording import UNKNOWN, bytes_text, duration_text, number_text, plural
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

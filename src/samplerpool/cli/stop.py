@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from samplerpool.cli.options import chosen_pool, connect_option, drain_option, pool_argument
-from samplerpool.cli.output import interruptible, plural
+from samplerpool.cli.output import interruptible
+from samplerpool.config.wording import plural
 from samplerpool.errors import SamplerPoolError, UsageError
 from samplerpool.wire.endpoint import ConnectionFile, running_pools
 
