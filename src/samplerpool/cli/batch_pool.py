@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from samplerpool.cli.loading import loading_display
 from samplerpool.cli.options import arguments_from, check_unheard, chosen_pool
 from samplerpool.client.connection import PoolConnection
 from samplerpool.errors import UsageError
@@ -61,12 +62,10 @@ def connected(
 def _private_pool(model: str, settings: dict[str, Any], detached: bool) -> Iterator[ConnectionFile]:
     from samplerpool.pool.launcher import launch_pool
 
-    launched = launch_pool(
-        *arguments_from(model, None, {}, settings),
-        detached=detached,
-        private=True,
-        on_progress=lambda line: click.echo(line, err=True),
-    )
+    with loading_display() as on_progress:
+        launched = launch_pool(
+            *arguments_from(model, None, {}, settings), detached=detached, private=True, on_progress=on_progress
+        )
     try:
         yield launched.connection
     finally:
