@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -102,6 +103,93 @@ def test_a_reader_that_leaves_ends_the_chat_quietly(pool: SyncSampler) -> None:
         process.stdout.close()
         assert process.wait(TIMEOUT_S) == 1
         assert process.stderr.read() == b""
+
+
+def test_a_document_is_one_message_behind_the_question(pool: SyncSampler) -> None:
+    document = "one\n\nexit\n/help\nlast\n"  # the scripted engine drops blanks at the end of what it repeats
+    result = chat("--stdin", stdin=document)
+    assert (result.stdout, result.stderr, result.returncode) == (document, "", 0)
+    result = chat("--stdin", "--once", "What is this?", stdin="a b\n")
+    assert (result.stdout, result.returncode) == ("What is this?\n\na b\n", 0)
+    result = chat("--stdin", "--once", "What is this?", stdin=" \n")
+    assert (result.stdout, result.returncode) == ("", 2)
+    assert "nothing came" in result.stderr
+
+
+# ---- JSON -----------------------------------------------------------------------------------------------------------
+
+
+def json_lines(result: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def told(rows: list[dict[str, Any]], *names: str) -> list[tuple[Any, ...]]:
+    return [tuple(row["generation"][name] for name in names) for row in rows]
+
+
+def test_json_is_one_result_a_turn_in_the_form_of_batch_rows(pool: SyncSampler) -> None:
+    result = chat("--json", "--system", "Be brief.", "--seed", "5", stdin="one\n[[say:zwölf 😀]]\n")
+    rows = json_lines(result)
+    assert told(rows, "index", "text", "finish_reason", "seed", "error") == [
+        (0, "one", "stop", 5, None),
+        (1, "zwölf 😀", "stop", 5, None),
+    ]
+    assert [message["role"] for message in rows[1]["messages"]] == ["system", *["user", "assistant"] * 2]
+    assert rows[1]["messages"][-1]["content"] == [{"type": "text", "value": "zwölf 😀"}]
+    assert 0 <= rows[1]["timing"]["first_token_s"] <= rows[1]["timing"]["elapsed_s"]
+    assert (result.stderr, result.returncode) == ("", 0)
+
+
+def test_json_is_utf8_in_every_locale(pool: SyncSampler) -> None:
+    result = chat("--json", "--once", "[[say:zwölf 😀]]", PYTHONIOENCODING="ascii")
+    assert told(json_lines(result), "text") == [("zwölf 😀",)]
+
+
+def test_a_failed_turn_has_its_error_in_the_json_and_what_came_before(pool: SyncSampler) -> None:
+    result = chat("--json", stdin="[[fail:3]]some words\ntwo\n")
+    rows = json_lines(result)
+    assert told(rows, "index", "text", "finish_reason") == [(0, "som", "error"), (1, "two", "stop")]
+    assert rows[0]["generation"]["error"].startswith("EngineError: The scripted engine was told to fail")
+    assert [message["role"] for message in rows[0]["messages"]] == ["user"]
+    assert result.returncode == 1
+
+
+def test_events_tell_every_token_once(pool: SyncSampler) -> None:
+    start, *middle, end = json_lines(
+        chat("--json", "events", "--once", "[[pace:0.02]][[say:a 😀 b]]", "--logprobs", "1")
+    )
+    assert start == {"event": "start", "index": 0}
+    assert {event["event"] for event in middle} == {"tokens"}
+    assert "".join(event["text"] for event in middle) == end["generation"]["text"] == "a 😀 b"
+    tokens = [token for event in middle for token in event["token_ids"]]
+    assert [event["index"] for event in middle] == [
+        sum(len(event["token_ids"]) for event in middle[:number]) for number in range(len(middle))
+    ]
+    said = [entry["token_id"] for entry in end["generation"]["logprobs"]]
+    assert tokens == said[: len(tokens)]  # an end-of-sequence token adds no text
+    assert len(said) - len(tokens) <= 1
+    assert end["event"] == "end"
+
+
+def test_what_came_before_ctrl_c_is_in_the_json(pool: SyncSampler) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "samplerpool",
+        "chat",
+        "--json",
+        "events",
+        "--once",
+        "[[tokens:90000]][[pace:0.001]]",
+    ]
+    with subprocess.Popen([*command, "--max-new-tokens", "90000"], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert [json.loads(process.stdout.readline())["event"] for _ in range(2)] == ["start", "tokens"]
+        process.send_signal(signal.SIGINT)
+        end = json.loads(process.stdout.read().splitlines()[-1])
+        assert process.wait(TIMEOUT_S) == 130
+    assert end["generation"]["finish_reason"] == "aborted"
+    assert end["generation"]["text"][0] == "T"
 
 
 @pytest.mark.parametrize(

@@ -146,16 +146,22 @@ def open_console(history_folder: Path) -> Console:
         from samplerpool.chat.terminal import terminal_reader  # prompt_toolkit costs 0.2 s that a pipe need not pay
 
         return Console(terminal_reader(PROMPT, history_folder), sys.stdout, sys.stderr, interactive=True)
-    tolerate_any_text(sys.stdin)
     return plain_console(sys.stdin, sys.stdout, sys.stderr)
 
 
 def plain_console(stdin: TextIO | None, stdout: TextIO, stderr: TextIO) -> Console:
     """A console that takes one message a line, or none at all."""
     interactive = stdin is not None and stdin.isatty()
+    return Console(plain_reader(stdin, stderr), stdout, stderr, interactive=interactive)
 
-    def read_line(default: str) -> str:
-        if interactive:
+
+def plain_reader(stdin: TextIO | None, stderr: TextIO) -> Callable[[str], str]:
+    """A function that reads one message a line, with a prompt on ``stderr`` for whoever types it."""
+    if stdin is not None:
+        tolerate_any_text(stdin)
+
+    def read_line(_default: str) -> str:
+        if stdin is not None and stdin.isatty():
             stderr.write(PROMPT)
             stderr.flush()
         line = stdin.readline() if stdin else ""
@@ -163,7 +169,7 @@ def plain_console(stdin: TextIO | None, stdout: TextIO, stderr: TextIO) -> Conso
             raise EOFError
         return line
 
-    return Console(read_line, stdout, stderr, interactive=interactive)
+    return read_line
 
 
 def discard_output() -> None:

@@ -2,36 +2,84 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TextIO
 
-from samplerpool.chat.console import open_console, plain_console
+from samplerpool.chat.console import Console, open_console, plain_console, plain_reader, tolerate_any_text
+from samplerpool.chat.json_console import JsonConsole
 from samplerpool.chat.repl import Repl
 from samplerpool.chat.transcript import Transcript
 from samplerpool.config.folders import state_folder
 from samplerpool.config.sampling import sampling_params
-from samplerpool.errors import InvalidParameter
+from samplerpool.errors import InvalidParameter, UsageError
 from samplerpool.samplers.sync_sampler import SyncSampler
 
 
 def converse(
-    sampler: SyncSampler, params: Mapping[str, Any], *, system: str | None = None, once: str | None = None
+    sampler: SyncSampler,
+    params: Mapping[str, Any],
+    *,
+    system: str | None = None,
+    question: str | None = None,
+    form: str | None = None,
 ) -> int:
     """Chat until the user leaves, or the input ends.
 
     Args:
         params: sampling parameters of every turn.
         system: the system prompt.
-        once: answer just this, on standard output, instead.
+        question: answer just this, on standard output, instead.
+        form: write answers as JSON lines, ``json_console.FORMS``.
 
     Returns:
-        The exit code: 0; 1 if the worker is gone for good, or a question of ``once`` or of piped input failed; 130 if
+        The exit code: 0; 1 if the worker is gone for good, or a question or command without a terminal failed; 130 if
         one of those was interrupted.
     """
-    console = open_console(state_folder()) if once is None else plain_console(None, sys.stdout, sys.stderr)
-    repl = Repl(sampler, console, Transcript(system), params, lambda: why_gone(sampler))
-    return repl.run() if once is None else repl.once(once)
+    transcript = Transcript(system)
+    console = _console(sampler, transcript, asked=question is not None, form=form)
+    repl = Repl(sampler, console, transcript, params, lambda: why_gone(sampler))
+    return repl.run() if question is None else repl.once(question)
+
+
+def _console(sampler: SyncSampler, transcript: Transcript, *, asked: bool, form: str | None) -> Console:
+    if form is not None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")  # as JSON is, whatever the locale
+        return JsonConsole(
+            plain_reader(None if asked else sys.stdin, sys.stderr),
+            sys.stdout,
+            sys.stderr,
+            form=form,
+            latest=lambda: sampler.last,
+            conversation=lambda: transcript.messages,
+        )
+    return plain_console(None, sys.stdout, sys.stderr) if asked else open_console(state_folder())
+
+
+def one_message(once: str | None, stdin: TextIO | None) -> str | None:
+    """The single message that is to be answered: of ``--once``, of a document, or the one and then the other.
+
+    Args:
+        once: its text, or None.
+        stdin: where the document is read to its end; None for no document.
+
+    Returns:
+        The message; None if neither is given.
+
+    Raises:
+        UsageError: there is nothing to read.
+    """
+    if stdin is None:
+        return once
+    if stdin.isatty():
+        print("Reading the message; it ends with Ctrl-D at the beginning of a line.", file=sys.stderr)
+    tolerate_any_text(stdin)
+    document = stdin.read()
+    if not document.strip():
+        raise UsageError("--stdin sends what comes in on standard input, and nothing came.")
+    return document if once is None else f"{once}\n\n{document}"
 
 
 def chat_params(params: Mapping[str, Any]) -> dict[str, Any]:

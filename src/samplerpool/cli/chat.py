@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from samplerpool.chat.session import chat_params, converse
+from samplerpool.chat.console import plain_console
+from samplerpool.chat.json_console import FORMS, RESULT
+from samplerpool.chat.pools import chosen_pool
+from samplerpool.chat.session import chat_params, converse, one_message
 from samplerpool.cli.command import Command
+from samplerpool.cli.loading import loading_display
 from samplerpool.cli.options import (
     arguments_from,
     check_unheard,
@@ -27,6 +32,15 @@ from samplerpool.samplers.sync_sampler import SyncSampler
 @click.option("--worker", type=click.IntRange(0), metavar="N", help="Talk to this worker of the pool only.")
 @click.option("--system", metavar="TEXT", help="System prompt.")
 @click.option("--once", metavar="TEXT", help="Print the answer to this, and end.")
+@click.option("--stdin", "document", is_flag=True, help="Standard input is one message; --once TEXT goes before it.")
+@click.option(
+    "--json",
+    "form",
+    type=click.Choice(FORMS),
+    is_flag=False,
+    flag_value=RESULT,
+    help="Write answers as JSON lines: one a turn, or with events, one whenever tokens come.",
+)
 @sampling_options
 @model_options
 @click.pass_context
@@ -39,13 +53,15 @@ def command(
     worker: int | None,
     system: str | None,
     once: str | None,
+    document: bool,
+    form: str | None,
     sampling: dict[str, Any],
     **model_settings: Any,
 ) -> int:
     """Talk to the model of a running pool, which is there at once and goes on afterwards.
 
-    In the chat, the bare words clear and exit work; Ctrl-C stops an answer, Ctrl-D leaves. Without a terminal each
-    line of the input is one message, and the answers alone are printed.
+    In the chat, /help shows the commands; Ctrl-C stops an answer, Ctrl-D leaves. Without a terminal each line of the
+    input is one message, or with --stdin the whole of it, and the answers alone are printed.
     """
     params = chat_params(sampling)
     own = model is not None or _typed(context, "engine")
@@ -56,8 +72,16 @@ def command(
     if own and not _typed(context, "workers"):
         model_settings["workers"] = 1
     check_unheard(context, () if own else model_settings)
-    with _launch(model, model_settings) if own else SyncSampler.connect(connect or pool, worker=worker) as sampler:
-        return converse(sampler, params, system=system, once=once)
+    question = one_message(once, sys.stdin if document else None)
+    with _launch(model, model_settings) if own else _attach(connect or pool, worker) as sampler:
+        return converse(sampler, params, system=system, question=question, form=form)
+
+
+def _attach(pool: str | Path | None, worker: int | None) -> SyncSampler:
+    """To a pool by its name or file; else to the only one, or to the one that whoever sits there chooses."""
+    if pool is None and sys.stdin.isatty() and sys.stdout.isatty():
+        pool = chosen_pool(plain_console(sys.stdin, sys.stdout, sys.stderr).choose)
+    return SyncSampler.connect(pool, worker=worker)
 
 
 def _typed(context: click.Context, name: str) -> bool:
@@ -66,6 +90,5 @@ def _typed(context: click.Context, name: str) -> bool:
 
 def _launch(model: str | None, settings: dict[str, Any]) -> SyncSampler:
     model_args, _, pool_args = arguments_from(model, None, {}, settings)
-    return SyncSampler.launch(
-        model_args=model_args, on_progress=lambda line: click.echo(line, err=True), **vars(pool_args)
-    )
+    with loading_display() as on_progress:
+        return SyncSampler.launch(model_args=model_args, on_progress=on_progress, **vars(pool_args))
