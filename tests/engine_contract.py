@@ -336,15 +336,16 @@ class EngineContract(ABC):
     def test_an_interactive_request_takes_the_place_of_the_youngest_batch_request(
         self, make: Callable[..., Engine]
     ) -> None:
-        """Which then stands still, and later goes on with the same tokens."""
+        """It has its first token within three steps. The other stands still, and later goes on with the same tokens."""
         if not self.preempts:
             pytest.skip("this engine lets batch requests finish first")
         engine = make(max_batch=2)
         batch = [self.request(i, tokens=90, priority=BATCH, temperature=1.0, seed=i) for i in range(3)]
         alone = [drive(engine, [request])[request.request_id] for request in batch]
         answers = drive(engine, batch, until=lambda a: len(a) == 2)
-        watched = self.request(7, tokens=8)
+        watched, steps = self.request(7, tokens=8), engine.steps
         drive(engine, [watched], answers, until=lambda a: (1, 7) in a)
+        assert engine.steps - steps <= 3
         before = len(answers[1, 1].token_ids)
         assert (engine.stats().running, engine.stats().queued) == (2, 2)
         drive(engine, answers=answers, until=lambda a: bool(a[1, 7].finish_reason))

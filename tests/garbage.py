@@ -84,7 +84,11 @@ class Garbage:
             if kind < 7
             else [1, [104, 105], [106], dice.randint(0, 1)]
         )
+        if dice.random() < 0.3:
+            prompt = [*prompt, *([] if kind < 7 else [None]), "Sure"]
         params = {"max_new_tokens": dice.randint(1, 8), "stop": ["x"]}
+        if dice.random() < 0.15:
+            return [12, self._last_id, incarnation, prompt]
         if dice.random() < 0.3:
             return [11, self._last_id, incarnation, prompt, params]
         return [1, self._last_id, incarnation, prompt, params, dice.randint(0, 1), dice.random() < 0.5, False]

@@ -22,6 +22,9 @@ class LetterCodec:
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         return "".join(chr(FIRST + token_id) for token_id in token_ids)
 
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        return [chr(FIRST + token_id) for token_id in token_ids]
+
 
 class LetterRenderer:
     """A prompt is its letters."""
@@ -33,6 +36,13 @@ class LetterRenderer:
 
     needs_special_tokens = False
     media_kinds: frozenset[str] = frozenset()
+    answer_tags: Mapping[str, Sequence[str]] = {}
+
+    def prefill_ids(self, text: str) -> tuple[int, ...]:
+        return tuple(self.codec.encode(text))
+
+    def reasoning_open(self, prompt_ids: Sequence[int], prefill: str) -> bool:
+        return False
 
     def media_prompt(self, *_: Any) -> Any:
         raise AssertionError("there are no media")

@@ -83,6 +83,19 @@ class PromptCount(NamedTuple):
         return min(self.max_new_tokens, self.limit - self.prompt_tokens)
 
 
+class RenderedPrompt(NamedTuple):
+    """A prompt as the model reads it.
+
+    Args:
+        token_ids: all of its tokens.
+        pieces: what each of them stands for, one text a token; all joined are the prompt's text, as a rule. The bytes
+            of a token that is only part of a character are written as ``<0xE2>``.
+    """
+
+    token_ids: Sequence[int]
+    pieces: Sequence[str]
+
+
 class Generation(TypedDict):
     """How one row was answered. Depends on the inputs and the seed alone, never on the course of the run.
 

@@ -95,6 +95,78 @@ def test_images_go_along_with_the_tokens_which_do_not_hold_them() -> None:
     assert driver.begin() == (TokenPrompt([1, 2], [3], 1, prompt), {"seed": 3})
 
 
+def test_the_beginning_of_an_answer_goes_along_and_is_not_its_text() -> None:
+    prompt = ChatPrompt(PROMPT.messages, None, {}, "Sure,")
+    driver = Driver(prompt)
+    driver.begin()
+    driver.call.feed(Accepted(0, [1, 2], 3, True))
+    assert driver.answer.reasoning_open  # known before the first text
+    driver.call.feed(Tokens(0, 0, [3], " a"))
+    driver.die(WorkerDied("gone"))
+    assert driver.answer.reasoning_open
+    assert driver.begin()[0] == TokenPrompt([1, 2], [3], 2, None, "Sure,")
+
+
+def test_whoever_stops_it_keeps_what_was_taken_and_nothing_is_added() -> None:
+    driver = Driver()
+    driver.begin(1)
+    driver.call.feed(Accepted(0, [1, 2], 3))
+    driver.call.feed(Tokens(0, 0, [3, 4], "ab"))
+    driver.answer.stopped(driver.call, "a")
+    driver.call.feed(Tokens(0, 2, [5], "c"))
+    answer = driver.answer
+    assert (answer.text, answer.token_ids, answer.done, answer.finish_reason) == ("a", [3, 4], True, "aborted")
+    assert (answer.completion_tokens, answer.prompt_tokens, answer.worker, answer.setback) == (2, 2, 1, "")
+
+
+def test_an_answer_goes_on_from_all_its_tokens_and_tells_its_text_anew() -> None:
+    driver = Driver(seed=3, max_new_tokens=2)
+    driver.begin(1)
+    entries = [TokenLogprobs(token_id, -0.5, []) for token_id in (3, 4, 5)]
+    driver.call.feed(Accepted(0, [1, 2], 3, True))
+    driver.call.feed(Tokens(0, 0, [3, 4], "a\ufffd", entries[:2]))
+    driver.call.feed(Finished(0, "length", 2, 2))
+    driver.answer.ended(driver.call)
+    more = Driver()
+    more.answer = ContinuedAnswer.going_on(driver.answer, {"max_new_tokens": 5})
+    assert (more.answer.home, more.answer.reasoning_open, more.answer.setback) == (1, True, "")
+    assert more.begin() == (TokenPrompt([1, 2], [3, 4], 0), {"max_new_tokens": 5, "seed": 3})
+    more.call.feed(Accepted(0, [1, 2], 3, True))
+    more.call.feed(Tokens(0, 2, [5], "aé", entries[2:]))
+    more.die(WorkerDied("gone"))
+    assert more.begin() == (TokenPrompt([1, 2], [3, 4, 5], 2), {"max_new_tokens": 5, "seed": 3})
+    more.call.feed(Accepted(0, [1, 2], 3, True))
+    more.call.feed(Finished(0, "stop", 2, 3))
+    more.answer.ended(more.call)
+    answer = more.answer
+    assert (answer.text, answer.token_ids, answer.logprobs, answer.completion_tokens) == ("aé", [3, 4, 5], entries, 3)
+    assert (driver.answer.text, driver.answer.token_ids) == ("a\ufffd", [3, 4])
+
+
+def test_an_answer_that_was_stopped_before_it_began_begins() -> None:
+    driver = Driver()
+    driver.begin()
+    driver.answer.stopped(driver.call, "")
+    again = ContinuedAnswer.going_on(driver.answer, {"max_new_tokens": 5})
+    assert again.next_prompt() == (PROMPT, {"max_new_tokens": 5})
+    driver = Driver()
+    driver.begin()
+    driver.call.feed(Accepted(0, [1, 2], 7))
+    driver.answer.stopped(driver.call, "")
+    again = ContinuedAnswer.going_on(driver.answer, {"max_new_tokens": 5})
+    assert again.next_prompt() == (PROMPT, {"max_new_tokens": 5, "seed": 7})  # its noise stays, too
+
+
+def test_from_here_on_another_seed_may_be_asked_for() -> None:
+    driver = Driver()
+    driver.begin()
+    driver.call.feed(Accepted(0, [1, 2], 3))
+    driver.call.feed(Tokens(0, 0, [3], "a"))
+    driver.answer.stopped(driver.call, "a")
+    again = ContinuedAnswer.going_on(driver.answer, {"max_new_tokens": 5, "seed": 9})
+    assert again.next_prompt()[1]["seed"] == 9
+
+
 def test_what_was_not_accepted_is_sent_as_it_was() -> None:
     driver = Driver(seed=3)
     driver.begin()

@@ -9,8 +9,8 @@ from samplerpool.client.liveness import MAX_UNANSWERED, PING_INTERVAL_S, Livenes
 from samplerpool.client.response import Call
 from samplerpool.client.routing import Affinity, WorkerView, choose
 from samplerpool.errors import Aborted, PromptTooLong, ProtocolError
-from samplerpool.types import Message, PromptCount, TokenLogprobs
-from samplerpool.wire.messages import Accepted, Completed, Counted, Failed, Finished, TokenPrompt, Tokens
+from samplerpool.types import Message, PromptCount, RenderedPrompt, TokenLogprobs
+from samplerpool.wire.messages import Accepted, Completed, Counted, Failed, Finished, Rendered, TokenPrompt, Tokens
 
 
 def call() -> Call:
@@ -36,7 +36,7 @@ def test_an_answer_that_is_not_streamed_comes_as_a_whole() -> None:
 
 def test_a_count_comes_where_it_was_asked_for_and_nothing_else_does() -> None:
     found = PromptCount(7, 128, 2048)
-    c = Call(TokenPrompt([1, 2]), stream=False, count_only=True)
+    c = Call(TokenPrompt([1, 2]), stream=False, purpose="count")
     c.feed(Counted(1, found))
     assert (c.done, c.error, c.count, c.prompt_tokens) == (True, None, found, 7)
     for asked, frame in (
@@ -45,8 +45,15 @@ def test_a_count_comes_where_it_was_asked_for_and_nothing_else_does() -> None:
         (False, Counted(1, found)),
     ):
         with pytest.raises(ProtocolError):
-            Call(TokenPrompt([1, 2]), stream=False, count_only=asked).feed(frame)
-    refused = Call(TokenPrompt([1, 2]), stream=False, count_only=True)
+            Call(TokenPrompt([1, 2]), stream=False, purpose="count" if asked else "answer").feed(frame)
+    shown = RenderedPrompt([1, 2], ["a", "b"])
+    for purpose in ("answer", "count"):
+        with pytest.raises(ProtocolError):
+            Call(TokenPrompt([1, 2]), stream=False, purpose=purpose).feed(Rendered(1, shown))
+    c = Call(TokenPrompt([1, 2]), stream=False, purpose="render")
+    c.feed(Rendered(1, shown))
+    assert (c.done, c.error, c.rendered, c.prompt_tokens) == (True, None, shown, 2)
+    refused = Call(TokenPrompt([1, 2]), stream=False, purpose="count")
     refused.feed(Failed(1, "PromptTooLong", "too long", {}))
     assert isinstance(refused.error, PromptTooLong)
 

@@ -22,6 +22,12 @@ class SpacedCodec:
         kept = [t for t in token_ids if t or not skip_special_tokens]
         return " ".join(self.words[t] for t in kept)
 
+    def encode(self, text: str) -> list[int]:
+        return [self.words.index(word) for word in text.split()]
+
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        return [f" {self.words[t]}" for t in token_ids]
+
 
 def deltas(detokenizer: Detokenizer, token_ids: Sequence[int]) -> list[str]:
     return [*(detokenizer.add([t]) for t in token_ids), detokenizer.finish()]
@@ -33,6 +39,28 @@ def test_characters_come_whole() -> None:
 
 def test_spaces_between_words_stay() -> None:
     assert deltas(Detokenizer(SpacedCodec()), [1, 2, 2, 3]) == ["one", " two", " two", " three", ""]
+
+
+def test_behind_the_beginning_of_an_answer_a_word_keeps_its_space() -> None:
+    assert deltas(Detokenizer(SpacedCodec(), context_ids=[3]), [1, 2]) == [" one", " two", ""]
+    assert deltas(Detokenizer(ByteCodec(), context_ids=list("é".encode())), list(b"ab")) == ["a", "b", ""]
+
+
+@given(st.text(max_size=20), st.text(max_size=20), st.integers(0, 80))
+@settings(deadline=None)
+def test_what_stands_before_is_never_told_again(before: str, text: str, cut: int) -> None:
+    data = list(text.encode("utf-8", "replace"))
+    whole = Detokenizer(ByteCodec(), context_ids=list(before.encode("utf-8", "replace")))
+    assert "".join(deltas(whole, data)) == bytes(data).decode()
+    first, rest = data[:cut], data[cut:]
+    given_out = Detokenizer(ByteCodec()).add(first)
+    again = Detokenizer(
+        ByteCodec(),
+        generated_ids=first,
+        delivered_chars=len(given_out),
+        context_ids=list(before.encode("utf-8", "replace")),
+    )
+    assert given_out + "".join(deltas(again, rest)) == bytes(data).decode()
 
 
 def test_special_tokens_as_asked() -> None:

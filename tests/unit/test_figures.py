@@ -11,7 +11,7 @@ from samplerpool.config.arguments import ClientLimits, host_and_port
 from samplerpool.engine.loop import Admitted, Prepared, RequestOutput
 from samplerpool.errors import EngineError, InvalidParameter
 from samplerpool.pool.metrics import Metric, MetricsBook, WorkerState
-from samplerpool.types import PromptCount
+from samplerpool.types import PromptCount, RenderedPrompt
 from samplerpool.wire.figures import BOUNDS, FIRST_TOKEN_S, TOKEN_S, Buckets, FigureReport, Histogram
 from samplerpool.wire.messages import Failed, Generate, Pong, TokenPrompt
 from samplerpool.worker.figures import ENGINE_COUNTERS, GAUGES, Ended, Figures
@@ -57,6 +57,12 @@ def test_a_prompt_that_is_only_counted_is_none_that_was_read() -> None:
     assert figures.produced([Prepared((1, 1), PromptCount(7, 128, 2048))], 10.5) == [ended]
     report = figures.report({})
     assert (report.outcomes, report.counters["prompt_tokens"]) == ({"counted": 1}, 0)
+
+
+def test_a_prompt_that_is_only_shown_is_told_apart() -> None:
+    figures = submitted(1, now=10.0)
+    ended = Ended((1, 1), "rendered", "", 2, 0, 0.5, None, 0.5)
+    assert figures.produced([Prepared((1, 1), RenderedPrompt((5, 6), ["a", "b"]))], 10.5) == [ended]
 
 
 def in_buckets(name: str, *values: float) -> Buckets:

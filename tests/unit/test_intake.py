@@ -11,12 +11,12 @@ import pytest
 
 from samplerpool.config.arguments import EngineConfig
 from samplerpool.config.sampling import SamplingParams
-from samplerpool.engine.loop import EngineLoop, Prepared, RequestEvent, RequestOutput
+from samplerpool.engine.loop import Admitted, EngineLoop, Prepared, RequestEvent, RequestOutput
 from samplerpool.engine.scripted import ByteCodec, ScriptedEngine, ScriptedRenderer
-from samplerpool.errors import Aborted, EngineError, PromptTooLong, UnsupportedParameter
+from samplerpool.errors import Aborted, EngineError, PromptTooLong, RenderError, UnsupportedParameter
 from samplerpool.samplers.intake import SLACK, Intake, Job
-from samplerpool.types import PromptCount
-from samplerpool.wire.messages import ChatPrompt, TokenPrompt
+from samplerpool.types import PromptCount, RenderedPrompt
+from samplerpool.wire.messages import ChatPrompt, Purpose, TokenPrompt
 
 TIMEOUT_S = 10.0
 
@@ -93,7 +93,7 @@ def test_what_is_only_counted_goes_through_all_checks_and_never_reaches_the_engi
 
     def count(number: int, text: str, **params: Any) -> None:
         prompt = ChatPrompt([{"role": "user", "content": [{"type": "text", "value": text}]}])
-        intake.submit([Job((0, number), prompt, params, 1, lambda new: [events.put(e) for e in new], count_only=True)])
+        intake.submit([Job((0, number), prompt, params, 1, lambda new: [events.put(e) for e in new], purpose="count")])
 
     try:
         count(1, "hello")
@@ -105,12 +105,104 @@ def test_what_is_only_counted_goes_through_all_checks_and_never_reaches_the_engi
         renderer.codec.go_on.set()
         intake.close()
         loop.close()
-    assert first == Prepared((0, 1), PromptCount(len("<user>hello\n"), 9, 40, []))
-    assert second == Prepared((0, 2), PromptCount(len("<user>hello\n"), 50, 40, []))
+    assert first == Prepared((0, 1), PromptCount(len("<user>hello\n<assistant>"), 9, 40, []))
+    assert second == Prepared((0, 2), PromptCount(len("<user>hello\n<assistant>"), 50, 40, []))
     for event, expected in ((third, PromptTooLong), (fourth, UnsupportedParameter)):
         assert isinstance(event, RequestOutput)
         assert isinstance(event.error, expected)
     assert (loop.steps, intake.queued()) == (0, 0)
+
+
+@pytest.fixture
+def small() -> Iterator[tuple[Intake, EngineLoop]]:
+    """Of an engine that holds 40 tokens."""
+    renderer = ScriptedRenderer()
+    loop = EngineLoop(ScriptedEngine(EngineConfig(max_model_len=40)), renderer)
+    intake = Intake(loop, renderer, lambda: (SamplingParams(max_new_tokens=20),))
+    yield intake, loop
+    intake.close()
+    loop.close()
+
+
+def said(text: str, prefill: str = "", **options: Any) -> ChatPrompt:
+    return ChatPrompt([{"role": "user", "content": [{"type": "text", "value": text}]}], None, options, prefill)
+
+
+def events_of(intake: Intake, *jobs: tuple[Any, Purpose]) -> list[RequestEvent]:
+    """All events of some jobs, in order."""
+    events: queue.SimpleQueue[RequestEvent] = queue.SimpleQueue()
+
+    def listen(new: Sequence[RequestEvent]) -> None:
+        for event in new:
+            events.put(event)
+
+    intake.submit(
+        [Job((0, n), prompt, {}, 0, listen, parse=True, purpose=purpose) for n, (prompt, purpose) in enumerate(jobs, 1)]
+    )
+    taken, left = [], len(jobs)
+    while left:
+        taken.append(event := events.get(timeout=TIMEOUT_S))
+        left -= isinstance(event, Prepared) or (isinstance(event, RequestOutput) and event.finish_reason is not None)
+    return taken
+
+
+def test_a_prompt_is_shown_token_by_token_and_never_reaches_the_engine(small: tuple[Intake, EngineLoop]) -> None:
+    intake, loop = small
+    shown = events_of(intake, (said("é"), "render"), (TokenPrompt([65], [66, 256]), "render"))
+    assert isinstance(shown[0], Prepared)
+    assert isinstance(shown[0].told, RenderedPrompt)
+    assert bytes(shown[0].told.token_ids) == "<user>é\n<assistant>".encode()
+    assert shown[0].told.pieces[5:9] == [">", "<0xC3>", "<0xA9>", "\n"]
+    assert shown[1] == Prepared((0, 2), RenderedPrompt((65, 66, 256), ["A", "B", "<eos>"]))
+    full, too_long, unknown = events_of(
+        intake, (TokenPrompt([65] * 40), "render"), (TokenPrompt([65] * 41), "render"), (TokenPrompt([300]), "render")
+    )
+    assert isinstance(full, Prepared)
+    assert isinstance(too_long, RequestOutput)
+    assert isinstance(too_long.error, PromptTooLong)
+    assert isinstance(unknown, RequestOutput)
+    assert isinstance(unknown.error, RenderError)
+    assert loop.steps == 0
+
+
+def test_an_answer_goes_on_behind_the_beginning_that_its_user_gave(small: tuple[Intake, EngineLoop]) -> None:
+    intake, _ = small
+    admitted, *outputs = events_of(intake, (said("[[say: b]]", "a"), "answer"))
+    assert isinstance(admitted, Admitted)
+    assert bytes(admitted.prompt_ids) == b"<user>[[say: b]]\n<assistant>a"
+    texts = [output.text for output in outputs if isinstance(output, RequestOutput)]
+    assert "".join(texts) == " b"
+    last = outputs[-1]
+    assert isinstance(last, RequestOutput)
+    assert last.message == {"role": "assistant", "content": [{"type": "text", "value": "a b"}]}
+
+
+def test_a_continuation_has_the_same_beginning_or_is_refused(small: tuple[Intake, EngineLoop]) -> None:
+    intake, _ = small
+    prompt_ids = list(b"<user>[[say:xyz]]\n<assistant>a ")
+    *_, last = events_of(intake, (TokenPrompt(prompt_ids, list(b"x"), 1, None, "a "), "answer"))
+    assert isinstance(last, RequestOutput)
+    assert last.message == {"role": "assistant", "content": [{"type": "text", "value": "a xyz"}]}
+    (refused,) = events_of(intake, (TokenPrompt(prompt_ids, list(b"x"), 1, None, "b "), "answer"))
+    assert isinstance(refused, RequestOutput)
+    assert isinstance(refused.error, RenderError)
+
+
+@pytest.mark.parametrize(
+    ("options", "prefill", "opened"),
+    [
+        ({}, "", False),
+        ({"enable_thinking": True}, "", True),
+        ({}, "<think>", True),
+        ({"enable_thinking": True}, "x</think>", False),
+    ],
+)
+def test_it_is_told_whether_an_answer_begins_inside_its_reasoning(
+    small: tuple[Intake, EngineLoop], options: dict[str, Any], prefill: str, opened: bool
+) -> None:
+    admitted, *_ = events_of(small[0], (said("x", prefill, **options), "answer"))
+    assert isinstance(admitted, Admitted)
+    assert admitted.reasoning_open == opened
 
 
 def test_nobody_waits_while_a_continuation_is_rebuilt(intake: Intake, renderer: StallingRenderer) -> None:

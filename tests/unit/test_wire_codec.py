@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samplerpool.errors import PromptTooLong, ProtocolError, SamplerPoolError
-from samplerpool.types import PromptCount, TokenLogprobs
+from samplerpool.types import PromptCount, RenderedPrompt, TokenLogprobs
 from samplerpool.wire import codec
 from samplerpool.wire.codec import PROTOCOL_VERSION, decode_replies, decode_requests, encode
 from samplerpool.wire.messages import (
@@ -30,6 +30,8 @@ from samplerpool.wire.messages import (
     Malformed,
     Ping,
     Pong,
+    Render,
+    Rendered,
     Restart,
     RevokeKey,
     Scale,
@@ -49,6 +51,11 @@ REQUESTS = [
     Generate(2, "abc", TokenPrompt([1, 2], [3], 4), {}),
     Generate(3, "abc", TokenPrompt([1, 2], [3], 4, ChatPrompt(MESSAGES, None, {"style": "x"})), {}),
     Count(4, "abc", ChatPrompt(MESSAGES, None, {"style": "x"}), {"top_k": 3}),
+    Generate(16, "abc", ChatPrompt(MESSAGES, None, {}, "Sure, héllo"), {}),
+    Generate(17, "abc", TokenPrompt([1, 2], [3], 4, None, "Sure"), {}),
+    Generate(18, "abc", TokenPrompt([1, 2], [3], 4, ChatPrompt(MESSAGES, None, {}, "Sure"), "Sure"), {}),
+    Render(19, "abc", ChatPrompt(MESSAGES, "[]", {"style": "x"}, "Sure")),
+    Render(20, "abc", TokenPrompt([1, 2], [3])),
     Abort(2),
     Ping(7),
     Describe(8),
@@ -62,6 +69,7 @@ REQUESTS = [
 ]
 REPLIES = [
     Accepted(1, [5, 6], 42),
+    Accepted(2, [5, 6], 42, True),
     Tokens(1, 0, [7, 8], "ab"),
     Tokens(1, 2, [9, 4], "cd", [TokenLogprobs(9, -0.5, [(9, -0.5), (2, -1.25)]), TokenLogprobs(4, -9999.0, [])]),
     Finished(1, "stop", 2, 2, MESSAGES[0]),
@@ -70,6 +78,7 @@ REPLIES = [
     Completed(4, "stop", 2, 2, 42, "ab"),
     Completed(5, "length", 2, 1, 42, "", MESSAGES[0], [TokenLogprobs(9, -0.5, [(9, -0.5), (2, -1.25)])]),
     Counted(6, PromptCount(20, 128, 8192, [("<|im_end|>", "message 1 (user)")])),
+    Rendered(9, RenderedPrompt([5, 6], ["<|im_start|>", "<0xE2>"])),
     Failed(3, "PromptTooLong", "too long", {"limit": 5}),
     Pong(7, "abc", 99, [1, 2]),
     Description(8, {"running": 3, "nested": {"a": [1, None]}}),
@@ -101,8 +110,21 @@ def test_one_malformed_entry_leaves_the_others_alone() -> None:
     assert [m.request_id for m in (second, third, fourth)] == [0, 6, 7]
 
 
-@pytest.mark.parametrize("prompt", [[0, [], None, {}, []], [1, [1], [], 0, [1, [1], [], 0]], [1, [1], [], 0, {}], [1]])
-def test_media_of_a_continuation_are_messages_and_nothing_else(prompt: list[Any]) -> None:
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        [0, [], None, {}, []],
+        [0, [], None, {}, None],
+        [0, [], None, {}, "Sure", "Sure"],
+        [1, [1], [], 0, [1, [1], [], 0]],
+        [1, [1], [], 0, {}],
+        [1, [1], [], 0, "Sure"],
+        [1, [1], [], 0, None, 5],
+        [1, [1], [], 0, None, "Sure", "Sure"],
+        [1],
+    ],
+)
+def test_media_of_a_continuation_are_messages_and_an_answers_beginning_is_text(prompt: list[Any]) -> None:
     (message,) = decode_requests(msgpack.packb((PROTOCOL_VERSION, [[1, 5, "i", prompt, {}, 0, True, False]])))
     assert isinstance(message, Malformed)
     assert message.request_id == 5
@@ -154,6 +176,9 @@ def generate_entry(**changes: Any) -> list[Any]:
         [11, 1, "abc", [0, MESSAGES, None], {}],
         [11, 1, "abc", [0, MESSAGES, None, {}], [1]],
         [11, 1, "abc", [0, MESSAGES, None, {}], {}, 1],
+        [12, 1, 5, [0, MESSAGES, None, {}]],
+        [12, 1, "abc", [0, MESSAGES, None]],
+        [12, 1, "abc", [0, MESSAGES, None, {}], {}],
         [5, 1, float("nan")],
         [5, 1, -1],
         [5, 1, True],
@@ -197,6 +222,15 @@ def test_bad_logprobs_are_refused(logprobs: Any) -> None:
 )
 def test_a_bad_count_is_refused(fields: list[Any]) -> None:
     (message,) = decode_replies(msgpack.packb((PROTOCOL_VERSION, [[71, 1, *fields]])))
+    assert isinstance(message, Malformed)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [[72, 1, [5], []], [72, 1, [5], [6]], [72, 1, [-5], ["a"]], [72, 1, [5], "a"], [72, 1, [5]], [64, 1, [5], 0]],
+)
+def test_a_prompt_that_is_told_has_a_text_for_each_token(entry: list[Any]) -> None:
+    (message,) = decode_replies(msgpack.packb((PROTOCOL_VERSION, [entry])))
     assert isinstance(message, Malformed)
 
 

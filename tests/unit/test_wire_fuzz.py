@@ -6,7 +6,7 @@ import random
 import typing
 
 from samplerpool.config.arguments import ClientLimits
-from samplerpool.types import PromptCount
+from samplerpool.types import PromptCount, RenderedPrompt
 from samplerpool.wire.codec import decode_replies, decode_requests, encode
 from samplerpool.wire.messages import (
     Accepted,
@@ -15,6 +15,7 @@ from samplerpool.wire.messages import (
     Finished,
     Generate,
     Malformed,
+    Rendered,
     Reply,
     Request,
     TokenPrompt,
@@ -55,6 +56,7 @@ def test_a_client_bears_whatever_a_worker_sends() -> None:
             Tokens(1, 0, [7, 8], "ab"),
             Finished(1, "stop", 2, 2),
             Completed(2, "stop", 2, 1, 42, "ab"),
+            Rendered(4, RenderedPrompt([5, 6], ["a", "<0xE2>"])),
             Counted(3, PromptCount(2, 5, 9, [("<eos>", "message 1 (user)")])),
         ]
     )

@@ -7,7 +7,7 @@ from typing import Any
 from samplerpool.config.arguments import ClientLimits
 from samplerpool.engine.loop import Admitted, Prepared, RequestOutput
 from samplerpool.errors import EngineError, PromptTooLong
-from samplerpool.types import Message, PromptCount, TokenLogprobs
+from samplerpool.types import Message, PromptCount, RenderedPrompt, TokenLogprobs
 from samplerpool.wire.messages import (
     Abort,
     Accepted,
@@ -21,6 +21,8 @@ from samplerpool.wire.messages import (
     Malformed,
     Ping,
     Pong,
+    Render,
+    Rendered,
     Stop,
     TokenPrompt,
     Tokens,
@@ -78,6 +80,23 @@ def test_a_prompt_that_is_only_counted_is_a_request_like_any_other_and_ends_once
     assert errors([sent]) == ["PromptTooLong"]
     assert (table.produced([Prepared((1, 1), found)]), table.live) == ([], 0)
     assert errors(table.received(A, [Count(4, "i0", TokenPrompt([1]), {})], 0.0)) == ["WrongIncarnation"]
+
+
+def test_a_prompt_that_is_only_shown_ends_with_its_tokens() -> None:
+    table = session(max_queue=1)
+    asked = Render(1, "i1", TokenPrompt([1]))
+    taken, refused = table.received(A, [asked, Render(2, "i1", TokenPrompt([1]))], 0.0)
+    assert taken == Submit((1, 1), asked)
+    assert errors([refused]) == ["QueueFull"]
+    shown = RenderedPrompt((1,), ["a"])
+    assert table.produced([Prepared((1, 1), shown)]) == [Send(A, [Rendered(1, shown)])]
+    assert (table.produced([Prepared((1, 1), shown)]), table.live) == ([], 0)
+
+
+def test_an_answer_that_begins_inside_its_reasoning_is_accepted_as_such() -> None:
+    table = session()
+    table.received(A, [request()], 0.0)
+    assert table.produced([Admitted((1, 1), (9, 8), 42, True)]) == [Send(A, [Accepted(1, (9, 8), 42, True)])]
 
 
 def test_without_streaming_the_text_that_a_continuation_held_back_comes_without_tokens() -> None:

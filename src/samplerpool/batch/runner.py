@@ -359,7 +359,7 @@ class _Run:
                 priority=BATCH_PRIORITY,
                 stream=False,
                 parse=True,
-                count_only=self._count_only,
+                purpose="count" if self._count_only else "answer",
                 on_update=self._ended.put,
             )
             call.worker = worker

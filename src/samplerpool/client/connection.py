@@ -35,7 +35,6 @@ from samplerpool.client.routing import WorkerView
 from samplerpool.client.supervisor import from_afar
 from samplerpool.errors import AccessDenied, SamplerPoolError, TransportError, UsageError
 from samplerpool.wire.endpoint import ConnectionFile, ProcessId, WorkerEntry
-from samplerpool.wire.messages import Describe
 
 log = logging.getLogger(__name__)
 
@@ -177,23 +176,35 @@ class PoolConnection:
             TransportError: no answer within the time, or the worker is not there.
         """
         self._check_usable()
-        peer = self._members.peers.get(worker_index)
-        if peer is None:
+        if worker_index not in self._members.peers:
             raise TransportError(self._members.why_not(worker_index), worker=worker_index)
-        answer: concurrent.futures.Future[dict[str, Any]] = concurrent.futures.Future()
-
-        def ask() -> None:
-            request_id = peer.next_id()
-            peer.descriptions[request_id] = answer
-            peer.send([Describe(request_id)])
-
-        self._command(ask)
+        answer = self._ask_for_description(worker_index)
         try:
             return answer.result(timeout_s)
         except TimeoutError as error:
+            answer.cancel()
             raise TransportError(
                 f"Worker {worker_index} did not answer within {timeout_s:g} s.", worker=worker_index
             ) from error
+
+    def descriptions(self, worker_indexes: Sequence[int], timeout_s: float) -> dict[int, dict[str, Any]]:
+        """The descriptions of several workers, who are asked at the same time; of those that answer within it."""
+        self._check_usable()
+        asked = {index: self._ask_for_description(index) for index in worker_indexes}
+        done, late = concurrent.futures.wait(asked.values(), timeout_s)
+        for answer in late:
+            answer.cancel()
+        return {index: answer.result() for index, answer in asked.items() if answer in done and not answer.exception()}
+
+    def _ask_for_description(self, worker_index: int) -> concurrent.futures.Future[dict[str, Any]]:
+        """What is cancelled before its answer comes is forgotten."""
+        answer: concurrent.futures.Future[dict[str, Any]] = concurrent.futures.Future()
+        peer = self._members.peers.get(worker_index)
+        if peer is None:
+            answer.set_exception(TransportError(self._members.why_not(worker_index), worker=worker_index))
+        else:
+            self._command(functools.partial(peer.describe, answer))
+        return answer
 
     def close(self) -> None:
         """Abort what runs, end the I/O thread, close the sockets. Idempotent."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from samplerpool.client.interruptions import setback
 from samplerpool.client.response import Call
 from samplerpool.client.routing import WorkerView
 from samplerpool.data.media import has_media
@@ -22,7 +23,7 @@ from samplerpool.errors import (
     WorkerDraining,
     WrongIncarnation,
 )
-from samplerpool.types import Message, TokenLogprobs
+from samplerpool.types import Message, RenderedPrompt, TokenLogprobs
 from samplerpool.wire.messages import ChatPrompt, TokenPrompt
 
 MAX_DEATHS = 3
@@ -43,18 +44,20 @@ class ContinuedAnswer:
         prompt: what to answer.
         params: the sampling parameters given, by name.
 
-    ``error`` and ``finish_reason`` are those of the end; ``worker`` is the latest; ``calls`` is how many there were.
+    ``error`` and ``finish_reason`` are those of the end; ``worker`` is the latest; ``calls`` is how many there were;
+    ``home`` is the worker that has the tokens of an answer which goes on, or None. ``text`` does not hold the prompt's
+    ``prefill``, and ``message`` does.
     """
 
-    def __init__(self, prompt: ChatPrompt, params: Mapping[str, Any]) -> None:
+    def __init__(self, prompt: ChatPrompt | TokenPrompt, params: Mapping[str, Any]) -> None:
         self.prompt = prompt
         self.params = params
-        self.prompt_ids: Sequence[int] = ()
-        self.seed: int | None = None
+        self.home: int | None = None
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.finish_reason: str | None = None
         self.message: Message | None = None
+        self.rendered: RenderedPrompt | None = None
         self.error: SamplerPoolError | None = None
         self.done = False
         self.calls = 0
@@ -64,10 +67,57 @@ class ContinuedAnswer:
         self._fruitless = 0
         self._avoided: dict[tuple[int, str], SamplerPoolError] = {}
 
+    @classmethod
+    def going_on(cls, answer: ContinuedAnswer, params: Mapping[str, Any]) -> ContinuedAnswer:
+        """An answer that begins with all tokens of one that has ended, whose text is then told anew: how a text ends
+        that goes on is another matter than how it ended.
+
+        Args:
+            params: for all of it. A ``seed`` among them is for the tokens to come.
+        """
+        new = cls(answer.prompt, params)
+        if answer.token_ids:
+            before = Call(answer.prompt, params)
+            before.accepted, before.prompt_ids, before.reasoning_open = True, answer.prompt_ids, answer.reasoning_open
+            before.seed = params.get("seed", answer.seed)
+            before.token_ids, before.logprobs = answer.token_ids, answer.logprobs
+            before.worker = new.home = answer.worker
+            new._ended = [before]
+        elif answer.seed is not None:
+            new.params = {"seed": answer.seed, **params}
+        return new
+
     # ---- what has come --------------------------------------------------------------------------------------------
 
     def _all(self) -> list[Call]:
         return [*self._ended, *([self._current] if self._current else [])]
+
+    def _accepted(self) -> Call | None:
+        return next((call for call in self._all() if call.accepted), None)
+
+    @property
+    def prompt_ids(self) -> Sequence[int]:
+        """Of the rendered prompt, once a worker has told them."""
+        call = self._accepted()
+        return call.prompt_ids if call else ()
+
+    @property
+    def seed(self) -> int | None:
+        """With which it is drawn, once a worker has told it."""
+        call = self._accepted()
+        return call.seed if call else None
+
+    @property
+    def reasoning_open(self) -> bool:
+        """Whether it begins inside its reasoning; known when the first text comes."""
+        call = self._accepted()
+        return call is not None and call.reasoning_open
+
+    @property
+    def setback(self) -> str:
+        """Why the latest worker does not go on, in a few words; empty if there was none, or it has not failed."""
+        last = self._ended[-1] if self._ended else None
+        return "" if last is None or last.error is None else setback(last.worker, last.error)
 
     @property
     def text(self) -> str:
@@ -95,10 +145,11 @@ class ContinuedAnswer:
 
     def next_prompt(self) -> tuple[ChatPrompt | TokenPrompt, Mapping[str, Any]]:
         """What to send now, and with which parameters."""
-        if not self.prompt_ids:
-            return self.prompt, self.params
-        media = self.prompt if has_media(self.prompt.messages) else None
-        continued = TokenPrompt(self.prompt_ids, self.token_ids, len(self.text), media)
+        prompt = self.prompt
+        if not self.prompt_ids or isinstance(prompt, TokenPrompt):
+            return prompt, self.params
+        media = prompt if has_media(prompt.messages) else None
+        continued = TokenPrompt(self.prompt_ids, self.token_ids, len(self.text), media, prompt.prefill)
         return continued, {**self.params, "seed": self.seed}
 
     def begun(self, call: Call) -> None:
@@ -125,14 +176,23 @@ class ContinuedAnswer:
         """
         self._current = None
         self._ended.append(call)
-        if call.accepted:
-            self.prompt_ids, self.seed = call.prompt_ids, call.seed
         self.completion_tokens = len(self.token_ids)
         if call.error is None:
             self.done, self.finish_reason, self.message = True, call.finish_reason, call.message
-            self.prompt_tokens = call.prompt_tokens
+            self.prompt_tokens, self.rendered = call.prompt_tokens, call.rendered
             return
         self._failed(call, call.error, incarnation)
+
+    def stopped(self, call: Call, text: str) -> None:
+        """Whoever asked for it wants no more of it.
+
+        Args:
+            text: what was taken of this call's text; the rest was never seen.
+        """
+        self._current = None
+        self._ended.append(call.cut_at(text))
+        self.completion_tokens, self.prompt_tokens = len(self.token_ids), len(self.prompt_ids)
+        self.done, self.finish_reason = True, "aborted"
 
     def _failed(self, call: Call, error: SamplerPoolError, incarnation: str) -> None:
         self._fruitless = 0 if call.token_ids else self._fruitless + 1

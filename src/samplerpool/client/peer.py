@@ -25,6 +25,7 @@ from samplerpool.wire.messages import (
     Completed,
     Count,
     Counted,
+    Describe,
     Description,
     Failed,
     Finished,
@@ -32,8 +33,11 @@ from samplerpool.wire.messages import (
     Malformed,
     Ping,
     Pong,
+    Render,
+    Rendered,
     Reply,
     Request,
+    Submission,
     Tokens,
 )
 from samplerpool.wire.sockets import open_dealer
@@ -43,7 +47,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_RECEIVED_AT_ONCE = 256
-_OF_CALLS = frozenset({Accepted, Tokens, Finished, Completed, Counted, Failed})
+_OF_CALLS = frozenset({Accepted, Tokens, Finished, Completed, Counted, Rendered, Failed})
 
 
 class Peer:
@@ -129,12 +133,24 @@ class Peer:
         else:
             self._send_bytes(data)
 
-    def _request(self, call: Call) -> Generate | Count:
-        if call.count_only:
+    def _request(self, call: Call) -> Submission:
+        if call.purpose == "count":
             return Count(call.request_id, self.incarnation, call.prompt, call.params)
+        if call.purpose == "render":
+            return Render(call.request_id, self.incarnation, call.prompt)
         return Generate(
             call.request_id, self.incarnation, call.prompt, call.params, call.priority, call.stream, call.parse
         )
+
+    def describe(self, answer: concurrent.futures.Future[dict[str, Any]]) -> None:
+        """Ask the worker for its description, and forget those that nobody waits for any more."""
+        for request_id in [number for number, waiting in self.descriptions.items() if waiting.cancelled()]:
+            del self.descriptions[request_id]
+        if answer.cancelled():
+            return
+        request_id = self.next_id()
+        self.descriptions[request_id] = answer
+        self.send([Describe(request_id)])
 
     def abort(self, calls: Sequence[Call]) -> None:
         """Ask the worker to stop calls that have not ended."""
@@ -152,6 +168,8 @@ class Peer:
 
     def _fail_descriptions(self) -> None:
         for answer in self.descriptions.values():
+            if not answer.set_running_or_notify_cancel():
+                continue
             answer.set_exception(TransportError(self.down_reason, worker=self.index))
         self.descriptions.clear()
 
@@ -197,7 +215,7 @@ class Peer:
                 self._end(self._calls[request_id], error)
         elif isinstance(reply, Description):
             answer = self.descriptions.pop(reply.request_id, None)
-            if answer is not None:
+            if answer is not None and answer.set_running_or_notify_cancel():
                 answer.set_result(dict(reply.info))
         else:
             assert isinstance(reply, Malformed)

@@ -6,8 +6,25 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from samplerpool.errors import ProtocolError, SamplerPoolError
-from samplerpool.types import Message, PromptCount, TokenLogprobs
-from samplerpool.wire.messages import Accepted, ChatPrompt, Completed, Counted, Failed, Finished, TokenPrompt, Tokens
+from samplerpool.types import Message, PromptCount, RenderedPrompt, TokenLogprobs
+from samplerpool.wire.messages import (
+    Accepted,
+    ChatPrompt,
+    Completed,
+    Counted,
+    Failed,
+    Finished,
+    Purpose,
+    Rendered,
+    TokenPrompt,
+    Tokens,
+)
+
+_FRAMES: Mapping[Purpose, frozenset[type]] = {
+    "answer": frozenset({Accepted, Tokens, Finished, Completed, Failed}),
+    "count": frozenset({Counted, Failed}),
+    "render": frozenset({Rendered, Failed}),
+}
 
 
 def _ignore(call: Call) -> None:
@@ -23,20 +40,20 @@ class Call:
         priority: 0 interactive, 1 batch.
         stream: text is wanted as it comes.
         parse: the parsed message is wanted at the end.
-        count_only: no answer is wanted, but what its preparation tells; not to be streamed.
+        purpose: whether an answer is wanted, or what its preparation tells, or the prompt's tokens; the last two are
+            not to be streamed.
         on_update: called on the I/O thread, so it must be quick: after each arrival with ``stream``, else at the end.
 
     The fields fill up as frames come; ``done`` is set last, once, with ``error`` if the request failed. ``delta`` is
     the text of the latest arrival; ``logprobs`` is None unless the request asks for them. Without ``stream`` all comes
     at the end, but for ``prompt_ids`` and ``token_ids``, which stay empty; and ``message`` is None if it is but the
-    text. With ``count_only`` all that comes is ``count`` and ``prompt_tokens``.
+    text. For another purpose all that comes is ``count`` or ``rendered``, and ``prompt_tokens``.
     """
 
     __slots__ = (
         "accepted",
         "completion_tokens",
         "count",
-        "count_only",
         "delta",
         "done",
         "error",
@@ -50,6 +67,9 @@ class Call:
         "prompt",
         "prompt_ids",
         "prompt_tokens",
+        "purpose",
+        "reasoning_open",
+        "rendered",
         "request_id",
         "seed",
         "stream",
@@ -67,7 +87,7 @@ class Call:
         priority: int = 0,
         stream: bool = True,
         parse: bool = False,
-        count_only: bool = False,
+        purpose: Purpose = "answer",
         on_update: Callable[[Call], None] = _ignore,
     ) -> None:
         self.prompt = prompt
@@ -75,8 +95,9 @@ class Call:
         self.priority = priority
         self.stream = stream
         self.parse = parse
-        self.count_only = count_only
+        self.purpose: Purpose = purpose
         self.count: PromptCount | None = None
+        self.rendered: RenderedPrompt | None = None
         self.on_update = on_update
         self.worker = -1
         self.request_id = 0
@@ -84,6 +105,7 @@ class Call:
         self.accepted = False
         self.prompt_ids: Sequence[int] = ()
         self.seed: int | None = None
+        self.reasoning_open = False
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprobs] | None = None
         self.texts: list[str] = []
@@ -106,13 +128,13 @@ class Call:
         asked = self.params.get("max_new_tokens")
         return asked if isinstance(asked, int) else 128
 
-    def feed(self, reply: Accepted | Tokens | Finished | Completed | Counted | Failed) -> None:
+    def feed(self, reply: Accepted | Tokens | Finished | Completed | Counted | Rendered | Failed) -> None:
         """Take one frame.
 
         Raises:
             ProtocolError: a gap, a repeat, or a frame out of order. The call is then over as far as it is concerned.
         """
-        if self.count_only != (type(reply) is Counted) and not isinstance(reply, Failed):
+        if type(reply) not in _FRAMES[self.purpose]:
             raise ProtocolError(f"Request {self.request_id} got a {type(reply).__name__} that it did not ask for.")
         if type(reply) is Tokens:
             self._tokens(reply)
@@ -122,11 +144,16 @@ class Call:
             if self.accepted:
                 raise ProtocolError(f"Request {self.request_id} was accepted twice.")
             self.accepted, self.prompt_ids, self.seed = True, reply.prompt_ids, reply.seed
+            self.reasoning_open = reply.reasoning_open
             self.delta = ""
         elif isinstance(reply, Finished):
             self._finished(reply)
         elif isinstance(reply, Counted):
             self.count, self.prompt_tokens = reply.count, reply.count.prompt_tokens
+            self.finish_reason = "stop"
+            self.done = True
+        elif isinstance(reply, Rendered):
+            self.rendered, self.prompt_tokens = reply.prompt, len(reply.prompt.token_ids)
             self.finish_reason = "stop"
             self.done = True
         else:
@@ -174,6 +201,20 @@ class Call:
         self.completion_tokens = reply.completion_tokens
         self.message = reply.message
         self.done = True
+
+    def cut_at(self, text: str) -> Call:
+        """A copy as it is now, which nothing is added to any more.
+
+        Args:
+            text: the part of its text that counts.
+        """
+        copy = Call(self.prompt, self.params)
+        copy.worker, copy.accepted, copy.reasoning_open = self.worker, self.accepted, self.reasoning_open
+        copy.prompt_ids, copy.seed, copy.texts = self.prompt_ids, self.seed, [text]
+        copy.token_ids = list(self.token_ids)
+        copy.logprobs = None if self.logprobs is None else self.logprobs[: len(copy.token_ids)]
+        copy.finish_reason, copy.done = "aborted", True
+        return copy
 
     def fail(self, error: SamplerPoolError) -> None:
         """End the call with an error, unless it has ended."""

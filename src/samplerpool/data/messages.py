@@ -59,6 +59,15 @@ def split_reference(messages: Sequence[Message]) -> tuple[list[Message], Message
     return list(messages[:-1]), messages[-1]
 
 
+def prefill_text(prefill: Any) -> str:
+    """The beginning of an answer, as it can travel.
+
+    Raises:
+        RenderError: it is no text, or holds half a character.
+    """
+    return _text(prefill, "prefill")
+
+
 def tools_text(tools: Any) -> str | None:
     """Tools as JSON text; whether what the text says can be used is the renderer's matter.
 

@@ -151,6 +151,9 @@ class Codec(Protocol):
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The text of these tokens; incomplete UTF-8 at the end becomes U+FFFD."""
 
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        """What each token stands for, special ones included; bytes that are part of a character as ``<0xE2>``."""
+
 
 class PromptRenderer(Protocol):
     """Messages to token ids and text back to a message, as ``BaseSampler`` needs it (see ``rendering.Renderer``)."""
@@ -175,14 +178,29 @@ class PromptRenderer(Protocol):
             RenderError
         """
 
+    def prefill_ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of an answer's beginning as a user gives it, to stand at a prompt's end.
+
+        Raises:
+            RenderError
+        """
+
+    def reasoning_open(self, prompt_ids: Sequence[int], prefill: str) -> bool:
+        """Whether what the model writes behind this prompt and this beginning of its answer begins inside reasoning."""
+
+    @property
+    def answer_tags(self) -> Mapping[str, Sequence[str]]:
+        """By the kind of block (``think``, ``tool_call``), the tags around it that show in the text of answers."""
+
     @property
     def media_kinds(self) -> Set[str]:
         """The kinds of media that prompts may have: ``image``, ``video``, ``audio``."""
 
     def media_prompt(
-        self, messages: Sequence[Message], tools: str | None, options: Mapping[str, Any]
+        self, messages: Sequence[Message], tools: str | None, options: Mapping[str, Any], prefill: str
     ) -> tuple[tuple[int, ...], Media]:
-        """As ``prompt_ids``, for messages with media; called only where ``media_kinds`` has some.
+        """As ``prompt_ids``, for messages with media; called only where ``media_kinds`` has some. The tokens of
+        ``prefill`` stand at the end.
 
         Raises:
             RenderError

@@ -28,6 +28,7 @@ class Detokenizer:
         skip_special_tokens: leave special tokens out of the text.
         generated_ids: tokens that were received before (a continuation).
         delivered_chars: how many characters of their text were delivered.
+        context_ids: tokens before the first one, whose text is somebody else's matter.
 
     Attributes:
         stopped: a stop string is complete.
@@ -43,13 +44,14 @@ class Detokenizer:
         skip_special_tokens: bool = True,
         generated_ids: Sequence[int] = (),
         delivered_chars: int = 0,
+        context_ids: Sequence[int] = (),
     ) -> None:
         self._codec = codec
         self._stop = tuple(stop)
         self._skip_special_tokens = skip_special_tokens
-        self._window: list[int] = []
-        self._settled = 0  # tokens of the window that are only context,
-        self._context = ""  # and their text
+        self._window: list[int] = list(context_ids)
+        self._settled = len(self._window)  # tokens of the window that are only context,
+        self._context = self._text_of(self._window) if context_ids else ""  # and their text
         self._shown = 0  # characters behind the context that were given out
         self._held = ""  # given out by the window, kept back because a stop string may begin in it
         self.stopped = False

@@ -11,11 +11,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from samplerpool.engine.answer import Answer
+from samplerpool.engine.answer import NOTHING, Answer, Beginning
 from samplerpool.engine.base import Engine, EngineRequest, EngineStats, PromptRenderer, RequestId, StepOutput
 from samplerpool.engine.detokenizer import Detokenizer
 from samplerpool.errors import Aborted, EngineBroken, EngineError, SamplerPoolError
-from samplerpool.types import FinishReason, Message, PromptCount, TokenLogprobs
+from samplerpool.types import FinishReason, Message, PromptCount, RenderedPrompt, TokenLogprobs
 
 log = logging.getLogger(__name__)
 
@@ -53,19 +53,30 @@ class Admitted:
 
     Args:
         prompt_ids, seed: with the parameters, all it takes to produce the answer again.
+        reasoning_open: the answer begins inside its reasoning.
     """
 
     request_id: RequestId
     prompt_ids: Sequence[int]
     seed: int
+    reasoning_open: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The request is valid, and no answer to it was asked for; last of its events."""
+    """The request is valid, and no answer to it was asked for; last of its events.
+
+    Args:
+        told: what was asked for instead.
+    """
 
     request_id: RequestId
-    count: PromptCount
+    told: PromptCount | RenderedPrompt
+
+    @property
+    def prompt_tokens(self) -> int:
+        """How many tokens the prompt has."""
+        return self.told.prompt_tokens if isinstance(self.told, PromptCount) else len(self.told.token_ids)
 
 
 RequestEvent = Admitted | Prepared | RequestOutput
@@ -77,16 +88,22 @@ Listener = Callable[[Sequence[RequestEvent]], None]
 class _Live:
     """A request that has not ended, as the loop sees it."""
 
-    __slots__ = ("answer", "count", "detokenizer", "listener", "request")
+    __slots__ = ("answer", "count", "detokenizer", "listener", "reasoning_open", "request")
 
     def __init__(
-        self, request: EngineRequest, detokenizer: Detokenizer, listener: Listener, answer: Answer | None
+        self,
+        request: EngineRequest,
+        detokenizer: Detokenizer,
+        listener: Listener,
+        answer: Answer | None,
+        reasoning_open: bool,
     ) -> None:
         self.request = request
         self.detokenizer = detokenizer
         self.listener = listener
         self.count = len(request.generated_ids)
         self.answer = answer  # kept where it will be parsed
+        self.reasoning_open = reasoning_open
 
 
 class EngineLoop:
@@ -120,9 +137,21 @@ class EngineLoop:
     # ---- from any thread ------------------------------------------------------------------------------------------
 
     def submit(
-        self, request: EngineRequest, listener: Listener, *, delivered_chars: int = 0, parse: bool = False
+        self,
+        request: EngineRequest,
+        listener: Listener,
+        *,
+        delivered_chars: int = 0,
+        parse: bool = False,
+        beginning: Beginning = NOTHING,
     ) -> None:
-        """Take a checked request. ``listener`` gets ``Admitted``, then outputs in the order of their tokens."""
+        """Take a checked request. ``listener`` gets ``Admitted``, then outputs in the order of their tokens.
+
+        Args:
+            delivered_chars: of a continuation, how much of its text was delivered.
+            parse: the last output shall have the parsed answer.
+            beginning: what the prompt holds of the answer.
+        """
         params = request.params
         detokenizer = Detokenizer(
             self._renderer.codec,
@@ -130,9 +159,10 @@ class EngineLoop:
             skip_special_tokens=params.skip_special_tokens is not False,
             generated_ids=request.generated_ids,
             delivered_chars=delivered_chars,
+            context_ids=beginning.token_ids,
         )
-        answer = Answer(request, self._renderer, detokenizer.delivered) if parse else None
-        self._commands.append(_Live(request, detokenizer, listener, answer))
+        answer = Answer(request, self._renderer, detokenizer.delivered, beginning) if parse else None
+        self._commands.append(_Live(request, detokenizer, listener, answer, beginning.reasoning_open))
         self._wake.put(None)
 
     def abort(self, request_id: RequestId) -> None:
@@ -197,7 +227,8 @@ class EngineLoop:
             if isinstance(command, _Live):
                 request = command.request
                 self._live[request.request_id] = command
-                command.listener([Admitted(request.request_id, request.prompt_ids, request.params.seed or 0)])
+                seed = request.params.seed or 0
+                command.listener([Admitted(request.request_id, request.prompt_ids, seed, command.reasoning_open)])
                 if (reason := self._complete(command)) is not None:
                     self._deliver([StepOutput(request.request_id, (), reason)])
                 else:

@@ -1,7 +1,8 @@
 """An engine without a model: it says what the prompt tells it to, at a given pace, and misbehaves on demand.
 
 For tests, load tests and benchmarks of everything above an engine. Tokens are UTF-8 bytes, so that characters are
-split over tokens as with real vocabularies; 256 ends the sequence. The last user message may hold directives:
+split over tokens as with real vocabularies; 256 ends the sequence. The last message of the user, or of a tool, may hold
+directives:
 
 =====================  =================================================================================
 ``[[tokens:N]]``       answer with N tokens of filler text
@@ -27,7 +28,7 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from samplerpool.config.arguments import EngineConfig
@@ -42,6 +43,7 @@ from samplerpool.engine.base import (
     check_supported,
 )
 from samplerpool.errors import EngineError, InvalidParameter, RenderError, StartFailed
+from samplerpool.rendering.parsing import DEFAULT_TAGS, inside_reasoning, parse_message
 from samplerpool.types import MEDIA_TYPES, Message, TokenLogprobs
 
 END_OF_SEQUENCE = 256
@@ -60,6 +62,9 @@ UNSUPPORTED = frozenset(
     }
 )
 """Parameters that would change what the script says."""
+_TURN = re.compile(r"(?:^|\n)<(?:user|tool)>")
+_ANSWER_TURN = "\n<assistant>"
+_THINK_TAG = DEFAULT_TAGS.think[0]
 _FILLER = b"The quick brown fox jumps over the lazy dog. "
 _DIRECTIVE = re.compile(r"\[\[(\w+)(?::(.*?))?\]\]", re.DOTALL)
 _OPTIONS = {"step_s": 0.0, "load_s": 0.0, "tokens": 0, "fail_at_start": False}
@@ -83,9 +88,17 @@ class ByteCodec:
             data = b"".join(end if t == END_OF_SEQUENCE else bytes((t,)) for t in token_ids)
             return data.decode("utf-8", "replace")
 
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        """A character or ``<0xE2>`` for each byte."""
+        shown = {token_id: f"<0x{token_id:02X}>" if token_id >= 0x80 else chr(token_id) for token_id in set(token_ids)}
+        return [{**shown, END_OF_SEQUENCE: "<eos>"}[token_id] for token_id in token_ids]
+
 
 class ScriptedRenderer:
-    """Messages as lines of ``<role>text``; the engine reads its directives from the last ``<user>``."""
+    """Messages as lines of ``<role>text``; the engine reads its directives from the last ``<user>``.
+
+    With the template option ``enable_thinking`` the prompt ends with the opening tag of reasoning.
+    """
 
     def __init__(self) -> None:
         self.codec = ByteCodec()
@@ -94,7 +107,8 @@ class ScriptedRenderer:
         """Bytes of the prompt."""
         if not messages:
             raise RenderError("There is no message to answer.")
-        return tuple("".join(map(self._line, messages)).encode("utf-8", "replace"))
+        thinking = _THINK_TAG if options.get("enable_thinking") is True else ""
+        return tuple(f"{''.join(map(self._line, messages))}<assistant>{thinking}".encode("utf-8", "replace"))
 
     def _line(self, message: Message) -> str:
         for block in message["content"]:
@@ -110,14 +124,26 @@ class ScriptedRenderer:
 
     needs_special_tokens = False
     media_kinds: frozenset[str] = frozenset()
+    answer_tags: Mapping[str, Sequence[str]] = {"think": DEFAULT_TAGS.think, "tool_call": DEFAULT_TAGS.tool_call}
 
-    def media_prompt(self, messages: Sequence[Message], tools: str | None, options: Mapping[str, Any]) -> NoReturn:
+    def prefill_ids(self, text: str) -> tuple[int, ...]:
+        """Its bytes."""
+        return tuple(text.encode("utf-8", "replace"))
+
+    def reasoning_open(self, prompt_ids: Sequence[int], prefill: str) -> bool:
+        """Whether the opening tag stands there last."""
+        is_open = tuple(prompt_ids[-len(_THINK_TAG) :]) == tuple(_THINK_TAG.encode())
+        return inside_reasoning(prefill, DEFAULT_TAGS.think, is_open=is_open)
+
+    def media_prompt(
+        self, messages: Sequence[Message], tools: str | None, options: Mapping[str, Any], prefill: str
+    ) -> NoReturn:
         """Refused, as in ``prompt_ids``."""
         raise RenderError("The scripted engine takes text only.")
 
     def parse_message(self, text: str, prompt_ids: Sequence[int] = ()) -> Message:
-        """The whole text as one block."""
-        return {"role": "assistant", "content": [{"type": "text", "value": text}]}
+        """Its reasoning, text and tool calls, by the usual tags."""
+        return parse_message(text, reasoning_is_open=self.reasoning_open(prompt_ids, ""))
 
 
 @dataclass
@@ -135,7 +161,7 @@ def read_script(prompt: str, seed: int, default_tokens: int = 0) -> _Script:
     Raises:
         InvalidParameter: a directive that does not exist, or with a value that it cannot take.
     """
-    said = prompt.rpartition("<user>")[2].rstrip("\n")
+    said = _TURN.split(prompt)[-1].partition(_ANSWER_TURN)[0].rstrip("\n")
     if "[[" not in said:
         return _Script(_filler(default_tokens) if default_tokens else said.strip().encode("utf-8", "replace") or b"...")
     script = _Script(answer=_DIRECTIVE.sub("", said).strip().encode("utf-8", "replace") or b"...")
@@ -187,9 +213,9 @@ class _Running:
         self.next_at = 0.0
         self.limit = min(request.params.max_new_tokens or 0, max_model_len - len(request.prompt_ids))
 
-    def next_token(self) -> int:
-        """The token at the present position; filler goes on behind the script's end where the end is ignored."""
-        tokens, position = self.tokens, self.position
+    def token_at(self, position: int) -> int:
+        """The token at a position; filler goes on behind the script's end where the end is ignored."""
+        tokens = self.tokens
         token = tokens[position] if position < len(tokens) else END_OF_SEQUENCE
         if token == END_OF_SEQUENCE and self.request.params.ignore_eos:
             return _FILLER[position % len(_FILLER)]
@@ -256,9 +282,23 @@ class ScriptedEngine:
 
     def _admit(self) -> None:
         for queue in self._queues:
-            while queue and len(self._running) < self.max_batch:
+            while queue and (len(self._running) < self.max_batch or (queue is self._queues[0] and self._put_back())):
                 request = queue.pop(next(iter(queue)))
                 self._running[request.request_id] = _Running(request, self._script(request), self.max_model_len)
+
+    def _put_back(self) -> bool:
+        """Make room for an interactive request, as the engines with models do: the youngest batch row goes back into
+        its queue, and goes on later where it was."""
+        batch = [running for running in self._running.values() if running.request.priority != INTERACTIVE]
+        if not batch:
+            return False
+        running = self._running.pop(batch[-1].request.request_id)
+        generated = tuple(running.token_at(position) for position in range(running.position))
+        waiting = list(self._queues[1].items())
+        self._queues[1].clear()
+        self._queues[1][running.request.request_id] = replace(running.request, generated_ids=generated)
+        self._queues[1].update(waiting)
+        return True
 
     def step(self) -> list[StepOutput]:
         """One token for each running request whose pace allows it."""
@@ -296,7 +336,7 @@ class ScriptedEngine:
         if running.position >= running.limit:  # a continuation with nothing left to do
             del self._running[request.request_id]
             return StepOutput(request.request_id, (), "length")
-        token = running.next_token()
+        token = running.token_at(running.position)
         running.position += 1
         if token == END_OF_SEQUENCE or token in (request.params.stop_token_ids or ()):
             del self._running[request.request_id]

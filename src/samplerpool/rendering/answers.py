@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from samplerpool.rendering.parsing import parse_message
+from samplerpool.rendering.parsing import inside_reasoning, parse_message
 from samplerpool.rendering.plugin_calls import parsed_by_plugin
 from samplerpool.rendering.plugins import RenderingPlugin
 from samplerpool.rendering.responses import ResponseReader
@@ -32,6 +32,8 @@ class AnswerParser:
 
     Attributes:
         needs_special_tokens: answers must come with their special tokens, because some of them are what is looked for.
+        tags: around reasoning (``think``) and tool calls (``tool_call``), as far as there are some that show in an
+            answer's text: none that are special tokens.
     """
 
     def __init__(self, plugin: RenderingPlugin, tokenizer: Any, codec: TokenizerCodec) -> None:
@@ -39,6 +41,8 @@ class AnswerParser:
         self._codec = codec
         self._responses = _response_reader(tokenizer) if plugin.parse_message is None else None
         special_tags = codec.special_tokens.intersection((*plugin.tags.think, *plugin.tags.tool_call))
+        self._written = _written_tags(plugin, self._responses)
+        self.tags = {kind: pair for kind, pair in self._written.items() if codec.special_tokens.isdisjoint(pair)}
         self.needs_special_tokens = plugin.parse_message is None and bool(self._responses or special_tags)
 
     def message(self, text: str, prompt_ids: Sequence[int]) -> Message:
@@ -54,10 +58,18 @@ class AnswerParser:
             return message
         return self._by_tags(text, prompt_ids)
 
+    def reasoning_open(self, prompt_ids: Sequence[int], prefill: str) -> bool:
+        """Whether an answer to this prompt, which begins with ``prefill``, goes on inside its reasoning."""
+        if (think := self._written.get("think")) is None:
+            return False
+        return inside_reasoning(prefill, think, is_open=self._ends_with(prompt_ids, think[0]))
+
+    def _ends_with(self, prompt_ids: Sequence[int], tag: str) -> bool:
+        return self._text_of(prompt_ids[-TAIL:]).rstrip().endswith(tag)
+
     def _by_tags(self, text: str, prompt_ids: Sequence[int]) -> Message:
         tags = self._plugin.tags
-        end = self._text_of(prompt_ids[-TAIL:])
-        return parse_message(text, tags, reasoning_is_open=end.rstrip().endswith(tags.think[0]))
+        return parse_message(text, tags, reasoning_is_open=self._ends_with(prompt_ids, tags.think[0]))
 
     def _turn_beginning(self, responses: ResponseReader, prompt_ids: Sequence[int]) -> str:
         end = self._text_of(prompt_ids[-TURN_BEGINNING:])
@@ -65,6 +77,13 @@ class AnswerParser:
 
     def _text_of(self, token_ids: Sequence[int]) -> str:
         return self._codec.decode(token_ids, skip_special_tokens=False)
+
+
+def _written_tags(plugin: RenderingPlugin, responses: ResponseReader | None) -> dict[str, tuple[str, str]]:
+    """The tags that the model writes, special tokens or not."""
+    if responses is not None:
+        return responses.tags()
+    return {"think": plugin.tags.think, "tool_call": plugin.tags.tool_call}
 
 
 def _response_reader(tokenizer: Any) -> ResponseReader | None:

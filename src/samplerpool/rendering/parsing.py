@@ -40,6 +40,17 @@ def parse_message(text: str, tags: AnswerTags = DEFAULT_TAGS, *, reasoning_is_op
     return _Reader(text, tags).message(reasoning_is_open and not text.lstrip().startswith(tags.think[0]))
 
 
+def inside_reasoning(text: str, think: tuple[str, str], *, is_open: bool) -> bool:
+    """Whether what follows ``text`` is reasoning.
+
+    Args:
+        think: the tags around it.
+        is_open: whether it was so before ``text``.
+    """
+    opened, closed = text.rfind(think[0]), text.rfind(think[1])
+    return is_open if opened == closed else opened > closed
+
+
 def is_tool_call(value: Any) -> bool:
     """Whether a JSON value is a tool call: an object with a string ``name`` and an object ``arguments``."""
     return isinstance(value, dict) and isinstance(value.get("name"), str) and isinstance(value.get("arguments"), dict)

@@ -132,13 +132,55 @@ class Renderer:
         template_input(messages, tools, options or {}, guard, self._kinds())
         return list(guard.broken)
 
+    def prefill_ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of an answer's beginning that a user gives, special tokens in it broken up as in messages.
+
+        Args:
+            text: the first words of the answer, which are put behind the prompt.
+
+        Returns:
+            As many ids as it has tokens, apart from those of the prompt before it.
+
+        Raises:
+            RenderError: it holds half a character, or a special token that cannot be broken up.
+        """
+        return tuple(self.codec.encode(self._safe_prefill(text)))
+
+    def _safe_prefill(self, text: str) -> str:
+        guard = Neutralize(self._neutralizer)
+        safe = guard.message_text("the beginning of the answer (prefill)", text)
+        self._verify_each(guard)
+        return safe
+
+    def reasoning_open(self, prompt_ids: Sequence[int], prefill: str = "") -> bool:
+        """Whether an answer goes on inside its reasoning, because its prompt has opened that.
+
+        Args:
+            prompt_ids: of the prompt, with the beginning of the answer's turn at its end.
+            prefill: with which the answer begins; may open reasoning, or close it.
+
+        Returns:
+            True if what the model writes next is reasoning.
+        """
+        return self._parser.reasoning_open(prompt_ids, prefill)
+
+    @property
+    def answer_tags(self) -> Mapping[str, tuple[str, str]]:
+        """What stands around reasoning (``think``) and tool calls (``tool_call``) in the text of answers: an opening
+        and a closing tag each, as far as they show there."""
+        return self._parser.tags
+
     @property
     def media_kinds(self) -> frozenset[str]:
         """The kinds of media that prompts may have: ``image``, ``video``, ``audio``; none for a text model."""
         return self._media.kinds if self._media else frozenset()
 
     def media_prompt(
-        self, messages: Sequence[Message], tools: str | None = None, options: Mapping[str, Any] | None = None
+        self,
+        messages: Sequence[Message],
+        tools: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        prefill: str = "",
     ) -> tuple[tuple[int, ...], MediaInputs]:
         """As ``prompt_ids``, for messages with images, videos or sounds.
 
@@ -147,13 +189,15 @@ class Renderer:
             tools: see ``prompt_ids``.
             options: see ``prompt_ids``; ``fps`` or ``num_frames`` is how many frames of a video are looked at, a second
                 or in all. Without either the checkpoint's processor decides, and some take every frame.
+            prefill: the answer's beginning, whose tokens are the last ones (see ``prefill_ids``).
 
         Returns:
             Token ids, with as many placeholders as the media take, and what else the model gets.
 
         Raises:
-            RenderError: also for media that the model does not take or that cannot be decoded, and for a template that
-                writes more or fewer placeholders than there are media.
+            RenderError: also for media that the model does not take or that cannot be decoded, for a template that
+                writes more or fewer placeholders than there are media, and for a ``prefill`` whose tokens would mix
+                with those of the template.
         """
         _, safe = self._rendered(messages, tools, options or {}, is_generate=True)
         if self._media is None or self._template is None:
@@ -164,7 +208,15 @@ class Renderer:
             for block in message["content"]
             if block["type"] in KIND_OF
         ]
-        return self._media.prompt(self._template.text(safe, generate=True), blocks, options)
+        text = self._template.text(safe, generate=True) + self._safe_prefill(prefill)
+        ids, inputs = self._media.prompt(text, blocks, options)
+        begun = self.prefill_ids(prefill)
+        if ids[len(ids) - len(begun) :] != begun:
+            raise RenderError(
+                "Beside images, videos or sounds this model's processor does not keep the beginning of the answer "
+                "(prefill) apart from the prompt; begin it with another character, or leave it out."
+            )
+        return ids, inputs
 
     def render_messages(
         self, messages: Sequence[Message], tools: str | None = None, is_generate: bool = False, **options: Any

@@ -50,6 +50,17 @@ class ResponseReader:
         closed = [event for event in events if event["type"] == "region_close"]
         return assistant_message([block for event in closed for block in _blocks(event["field"], event["value"])])
 
+    def tags(self) -> dict[str, tuple[str, str]]:
+        """The opening and the closing tag of reasoning (``think``) and of tool calls (``tool_call``), where each is one
+        text that the template names."""
+        found: dict[str, tuple[str, str]] = {}
+        for kind, names in (("think", _REASONING), ("tool_call", _TOOL_CALLS)):
+            for spec in (self._template["fields"].get(name, {}) for name in names):
+                pair = spec.get("open"), spec.get("close")
+                if isinstance(pair[0], str) and isinstance(pair[1], str):
+                    found.setdefault(kind, (pair[0], pair[1]))
+        return found
+
     def begins_in(self, prompt: str) -> bool:
         """Whether the place where the answer's turn begins is in this part of the prompt."""
         return self._anchor_end(prompt) is not None

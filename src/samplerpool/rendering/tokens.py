@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+REPLACEMENT = "\ufffd"
+SPACE_PIECE = "\u2581"
+"""What SentencePiece writes for a space."""
+
 
 class TokenizerCodec:
     """Encodes without adding anything, and decodes without tidying anything. Safe to use from several threads.
@@ -48,6 +52,34 @@ class TokenizerCodec:
             )
         return str(self._backend.decode(ids, skip_special_tokens=skip_special_tokens))
 
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        """What each token stands for, special ones included.
+
+        A token that is part of a character is shown as its bytes, as in ``<0xE2><0x80>``; an id that the tokenizer does
+        not know as an empty text.
+        """
+        known = {token_id: self._piece(token_id) for token_id in set(token_ids)}
+        return [known[token_id] for token_id in token_ids]
+
+    def _piece(self, token_id: int) -> str:
+        text = self.decode([token_id], skip_special_tokens=False)
+        own = self._vocabulary_piece(token_id)
+        if own is None:
+            return text
+        if REPLACEMENT in text:
+            return _readable_bytes(own)
+        spaced = own.replace(SPACE_PIECE, " ")  # decoded alone, it may lack the spaces before it
+        return spaced if spaced.lstrip(" ") == text.lstrip(" ") else text
+
+    def _vocabulary_piece(self, token_id: int) -> str | None:
+        """The token as the vocabulary has it."""
+        if self._backend is not None:
+            piece: str | None = self._backend.id_to_token(token_id)
+            return piece
+        if token_id >= len(self._tokenizer):
+            return None
+        return str(self._tokenizer.convert_ids_to_tokens(token_id))
+
     def token_id(self, token: str) -> int | None:
         """The id of a special token, if this tokenizer has it as one."""
         return int(self._tokenizer.convert_tokens_to_ids(token)) if token in self.special_tokens else None
@@ -63,3 +95,27 @@ class TokenizerCodec:
         if unknown is None and token is not None:
             unknown = self._backend.token_to_id(token)
         return frozenset() if unknown is None else frozenset({int(unknown)})
+
+
+def _byte_letters() -> dict[str, int]:
+    """The byte that each letter of byte-level vocabularies stands for: printable ones stand for themselves, those from
+    U+0100 on for the others in turn."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + at): byte for at, byte in enumerate(others)}
+
+
+_BYTE_LETTERS = _byte_letters()
+
+
+def _readable_bytes(piece: str) -> str:
+    """A vocabulary's piece with the characters that are whole in it, and the other bytes as ``<0xE2>``."""
+    if not all(letter in _BYTE_LETTERS for letter in piece):
+        return piece
+    return readable(bytes(_BYTE_LETTERS[letter] for letter in piece))
+
+
+def readable(data: bytes) -> str:
+    """Bytes as text; those that are no whole character as ``<0xE2>``."""
+    text = data.decode("utf-8", "surrogateescape")
+    return "".join(f"<0x{ord(c) - 0xDC00:02X}>" if "\udc80" <= c <= "\udcff" else c for c in text)

@@ -12,11 +12,12 @@ from typing import Any
 
 from samplerpool.config.sampling import SamplingParams, resolve, sampling_params
 from samplerpool.data.media import has_media
+from samplerpool.engine.answer import Beginning
 from samplerpool.engine.base import Codec, EngineRequest, Media, PromptRenderer, RequestId
 from samplerpool.engine.loop import EngineLoop, Listener, Prepared, RequestEvent, RequestOutput
-from samplerpool.errors import Aborted, EngineError, RenderError, SamplerPoolError
-from samplerpool.types import PromptCount
-from samplerpool.wire.messages import ChatPrompt, TokenPrompt
+from samplerpool.errors import Aborted, EngineError, PromptTooLong, RenderError, SamplerPoolError
+from samplerpool.types import PromptCount, RenderedPrompt
+from samplerpool.wire.messages import ChatPrompt, Purpose, TokenPrompt
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class Job:
         params: what the caller gave, unchecked.
         listener: gets ``Admitted`` and then the outputs, or one output with an error.
         parse: parse the answer into a message.
-        count_only: the listener gets ``Prepared`` in place of an answer; the engine never hears of it.
+        purpose: for another than an answer the listener gets ``Prepared`` instead, and the engine never hears of it.
     """
 
     request_id: RequestId
@@ -43,7 +44,7 @@ class Job:
     priority: int
     listener: Listener
     parse: bool = False
-    count_only: bool = False
+    purpose: Purpose = "answer"
 
 
 class Intake:
@@ -109,11 +110,7 @@ class Intake:
     def _run(self) -> None:
         while (job := self._next()) is not None:
             try:
-                request = self._prepare(job)
-                if job.count_only:
-                    self._tell(job, Prepared(job.request_id, self._count(job, request)))
-                else:
-                    self._pass_on(job, request)
+                self._attend(job)
             except SamplerPoolError as error:
                 self._tell(job, _refusal(job, error))
             except Exception as error:  # a fault in a template or a tokenizer costs this request alone
@@ -132,6 +129,16 @@ class Intake:
                 if self._closing:
                     return None
                 self._changed.wait()
+
+    def _attend(self, job: Job) -> None:
+        if job.purpose == "render":
+            self._tell(job, Prepared(job.request_id, self._shown(job.prompt)))
+            return
+        request = self._prepare(job)
+        if job.purpose == "count":
+            self._tell(job, Prepared(job.request_id, self._count(job, request)))
+        else:
+            self._pass_on(job, request)
 
     def _prepare(self, job: Job) -> EngineRequest:
         params = _with_token_ids(resolve(sampling_params(job.params), *self._defaults()), self._renderer.codec)
@@ -159,11 +166,39 @@ class Intake:
         limit, most = self._loop.engine.max_model_len, request.params.max_new_tokens or 0
         return PromptCount(len(request.prompt_ids), most, limit, escaped)
 
+    def _shown(self, prompt: ChatPrompt | TokenPrompt) -> RenderedPrompt:
+        """The prompt's tokens, of which there may be no more than an answer's request could have."""
+        engine = self._loop.engine
+        if isinstance(prompt, ChatPrompt):
+            token_ids, _ = self._rendered(prompt)
+        else:
+            token_ids = (*prompt.prompt_ids, *prompt.generated_ids)
+        if len(token_ids) > (limit := engine.max_model_len):
+            raise PromptTooLong(
+                f"The prompt has {len(token_ids):,} tokens; the worker holds {limit:,}, and shows no more.",
+                prompt_tokens=len(token_ids),
+                limit=limit,
+            )
+        if (largest := max(token_ids, default=0)) >= engine.vocab_size:
+            raise RenderError(f"The prompt has token id {largest}, and the model has {engine.vocab_size:,}.")
+        return RenderedPrompt(token_ids, self._renderer.codec.pieces(token_ids))
+
     def _rendered(self, prompt: ChatPrompt) -> tuple[tuple[int, ...], Media | None]:
         given = (prompt.messages, prompt.tools, prompt.options)
         if has_media(prompt.messages) and self._renderer.media_kinds:
-            return self._renderer.media_prompt(*given)
-        return self._renderer.prompt_ids(*given), None
+            return self._renderer.media_prompt(*given, prompt.prefill)
+        ids = self._renderer.prompt_ids(*given)
+        return (*ids, *self._renderer.prefill_ids(prompt.prefill)) if prompt.prefill else ids, None
+
+    def _beginning(self, prefill: str, prompt_ids: tuple[int, ...]) -> Beginning:
+        """What the prompt holds of the answer."""
+        begun = self._renderer.prefill_ids(prefill) if prefill else ()
+        at = len(prompt_ids) - len(begun)
+        if prompt_ids[at:] != begun:
+            raise RenderError(
+                "The token ids of this continuation do not end with the beginning (prefill) of its answer."
+            )
+        return Beginning(prefill, begun, self._renderer.reasoning_open(prompt_ids[:at], prefill))
 
     def _media_of(self, prompt: TokenPrompt) -> Media | None:
         """Of a continuation: token ids do not hold them, so they come once more with the messages they stood in."""
@@ -179,7 +214,8 @@ class Intake:
             return
         delivered = job.prompt.delivered_chars if isinstance(job.prompt, TokenPrompt) else 0
         # Without the lock: for a long continuation this takes its time, and the socket's thread must not wait for it.
-        self._loop.submit(request, job.listener, delivered_chars=delivered, parse=job.parse)
+        beginning = self._beginning(job.prompt.prefill, request.prompt_ids)
+        self._loop.submit(request, job.listener, delivered_chars=delivered, parse=job.parse, beginning=beginning)
         with self._changed:
             if job.request_id in self._waiting:
                 self._waiting.remove(job.request_id)

@@ -5,38 +5,24 @@ from __future__ import annotations
 
 import atexit
 import os
-import queue
-import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from samplerpool.batch.library import in_order, iter_samples
 from samplerpool.client.connection import PoolConnection, WorkerAddress
-from samplerpool.client.continuation import ContinuedAnswer
-from samplerpool.client.response import Call
-from samplerpool.client.routing import Affinity, WorkerView, choose
 from samplerpool.config.arguments import ModelArguments, PoolArguments, SampleArguments
-from samplerpool.config.sampling import sampling_params
-from samplerpool.data.media import with_media_read
-from samplerpool.data.messages import template_options_of, to_v1, tools_text
 from samplerpool.engine.base import PromptRenderer
-from samplerpool.errors import InvalidParameter
-from samplerpool.samplers.base_sampler import BaseSampler
-from samplerpool.types import Dataset, Message, Sample
+from samplerpool.samplers.streaming import StreamingSampler
+from samplerpool.types import Dataset, Sample
 from samplerpool.wire.endpoint import ConnectionFile, find_pool
-from samplerpool.wire.messages import ChatPrompt
-
-WORKER_TIMEOUT_S = 300.0
-"""Long enough to load most models once more."""
 
 if TYPE_CHECKING:
     from samplerpool.pool.launcher import LaunchedPool
 
 
-class SyncSampler(BaseSampler):
+class SyncSampler(StreamingSampler):
     """Samples through a socket; three ways in.
 
     ``SyncSampler(args, model_args, model, renderer)`` hosts the given model on a socket in this process;
@@ -51,8 +37,6 @@ class SyncSampler(BaseSampler):
 
     ``worker_timeout_s`` is how long ``generate`` waits for a worker that is coming back when none is there.
     """
-
-    worker_timeout_s = WORKER_TIMEOUT_S
 
     def __init__(self, args: SampleArguments, model_args: ModelArguments, model: Any, renderer: PromptRenderer) -> None:
         from samplerpool.worker.host import HostedWorker
@@ -73,8 +57,7 @@ class SyncSampler(BaseSampler):
         self.connection_file = file
         self._owner_pid = os.getpid()
         self._resources.callback(connection.close)
-        self._last = threading.local()
-        self._affinity = Affinity()
+        self._converse(connection)
 
     @classmethod
     def _over(cls, resources: ExitStack, file: ConnectionFile, worker: int | None = None) -> SyncSampler:
@@ -161,101 +144,7 @@ class SyncSampler(BaseSampler):
         if os.getpid() == self._owner_pid:
             self._resources.close()
 
-    # ---- sampling -------------------------------------------------------------------------------------------------
-
-    def generate(  # type: ignore[override]
-        self,
-        messages: Sequence[Message] | Sequence[Mapping[str, Any]] | str,
-        tools: str | Sequence[Mapping[str, Any]] | None = None,
-        *,
-        template_options: Mapping[str, Any] | None = None,
-        fetch_media: bool = False,
-        **params: Any,
-    ) -> Generator[str, None, None]:
-        """Answer a conversation. Closing the generator early, or an exception in its consumer, aborts the request.
-
-        Args:
-            messages: in the v1 or the common form, or a plain string for one user turn. Images, videos and sounds are
-                paths (read here), ``file:`` or ``data:`` URLs.
-            tools: the tools on offer, as JSON text or as a list of objects.
-            template_options: keyword arguments through to the chat template (``enable_thinking``, ...). Of videos,
-                ``fps`` or ``num_frames`` says how many frames are looked at, a second or in all.
-            fetch_media: get images, videos and sounds from ``http(s):`` URLs, too.
-            **params: sampling parameters, see ``config.sampling.SamplingParams``.
-
-        Yields:
-            The answer's text as it comes, in non-empty pieces of whole characters. ``last`` tells afterwards how the
-            request ended.
-
-        If the worker dies, or cannot go on, another one goes on where it stopped, or the same one when it is back
-        (waited for up to ``worker_timeout_s``): the text is the one that would have come.
-
-        Raises:
-            RequestError: the request failed, or (RenderError) a file of the messages' cannot be read.
-            InvalidParameter: a parameter that does not exist or is out of range.
-            WorkerDied: no worker is left, or this request has ended several; with ``data["text"]``, what was received.
-        """
-        read = with_media_read(to_v1(messages), fetch=fetch_media)
-        prompt = ChatPrompt(read, tools_text(tools), template_options_of(template_options))
-        given = sampling_params(params).given()
-        if given.get("num_return_sequences", 1) > 1:
-            raise InvalidParameter("A stream is one answer; for num_return_sequences above 1 use batch_infer.")
-        return self._stream(prompt, given)
-
-    def _stream(self, prompt: ChatPrompt, params: Mapping[str, Any]) -> Generator[str, None, None]:
-        self._last.answer = answer = ContinuedAnswer(prompt, params)
-        while (worker := self._worker_for(answer)) is not None:
-            yield from self._call(answer, worker)
-            if answer.done:
-                break
-        if answer.error is not None:
-            raise answer.error
-
-    def _call(self, answer: ContinuedAnswer, worker: WorkerView) -> Generator[str, None, None]:
-        """One call to one worker, with the text that comes of it."""
-        deltas: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-
-        def on_update(call: Call) -> None:
-            if call.delta:
-                deltas.put(call.delta)
-            if call.done:
-                deltas.put(None)
-
-        prompt, params = answer.next_prompt()
-        call = Call(prompt, params, parse=True, on_update=on_update)
-        answer.begun(call)
-        self.connection.submit(worker.index, [call])
-        try:
-            while (delta := deltas.get()) is not None:
-                yield delta
-        finally:
-            if not call.done:
-                self.connection.abort([call])
-        answer.ended(call, worker.incarnation)
-
-    def _worker_for(self, answer: ContinuedAnswer) -> WorkerView | None:
-        """The worker to send it to; one that is coming back is waited for. Without any, the answer ends."""
-        preferred = self._affinity.preferred(answer.prompt.messages)
-        chosen: list[WorkerView] = []
-
-        def decided(workers: list[WorkerView]) -> bool:
-            candidates = [worker for worker in workers if not answer.avoids(worker)]
-            index = choose(candidates, preferred=preferred)
-            chosen[:] = [worker for worker in candidates if worker.index == index]
-            return bool(chosen) or not answer.hopeful(workers)
-
-        self.connection.wait_until(decided, self.worker_timeout_s)
-        if not chosen:
-            workers = self.connection.workers()
-            answer.nobody_left(" ".join(worker.down_reason for worker in workers if worker.down_reason))
-            return None
-        self._affinity.remember(answer.prompt.messages, chosen[0].index)
-        return chosen[0]
-
-    @property
-    def last(self) -> ContinuedAnswer | None:
-        """This thread's latest answer of ``generate``: its text, tokens, seed, finish reason, all workers together."""
-        return getattr(self._last, "answer", None)
+    # ---- batches ----------------------------------------------------------------------------------------------------
 
     def batch_infer(  # type: ignore[override]
         self,
@@ -294,6 +183,8 @@ class SyncSampler(BaseSampler):
             OutputExists: the output is there, or what an interrupted run left of it.
             FingerprintMismatch: it is of another run, or of another input.
         """
+        from samplerpool.batch.library import in_order  # a chat at its first prompt need not have waited for it
+
         results = self.batch_iter(
             dataset,
             output=output,
@@ -332,6 +223,8 @@ class SyncSampler(BaseSampler):
             The row's number and its Sample, as they finish. With an output, those that an earlier run has come first,
             and each is in the journal when it comes; so with ``resume`` nothing is missed and nothing computed twice.
         """
+        from samplerpool.batch.library import iter_samples
+
         return iter_samples(
             self.connection,
             dataset,

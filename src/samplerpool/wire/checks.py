@@ -98,6 +98,12 @@ def pairs(value: Any) -> list[tuple[str, str]]:
     return [(text(first), text(second)) for first, second in value]
 
 
+def texts(value: Any) -> list[str]:
+    """Several texts."""
+    require(isinstance(value, list), "an array of texts expected")
+    return [text(v) for v in value]
+
+
 def ids(value: Any) -> list[int]:
     """Several ids."""
     require(isinstance(value, list), "ids must be an array")

@@ -14,7 +14,7 @@ from typing import Any
 import msgpack
 
 from samplerpool.errors import ProtocolError
-from samplerpool.types import PromptCount
+from samplerpool.types import PromptCount, RenderedPrompt
 from samplerpool.wire import checks
 from samplerpool.wire.messages import (
     Abort,
@@ -33,6 +33,8 @@ from samplerpool.wire.messages import (
     Malformed,
     Ping,
     Pong,
+    Render,
+    Rendered,
     Reply,
     Request,
     Restart,
@@ -54,9 +56,9 @@ MAX_CONTAINERS = 2**20
 """Arrays and maps in a message to a worker or supervisor: each takes one byte on the wire and 64 in memory."""
 
 _GENERATE, _ABORT, _PING, _DESCRIBE, _STOP, _RESTART, _SCALE = 1, 2, 3, 4, 5, 6, 7
-_LIST_KEYS, _ADD_KEY, _REVOKE_KEY, _COUNT = 8, 9, 10, 11
+_LIST_KEYS, _ADD_KEY, _REVOKE_KEY, _COUNT, _RENDER = 8, 9, 10, 11, 12
 _ACCEPTED, _TOKENS, _FINISHED, _FAILED, _PONG, _DESCRIPTION, _COMPLETED = 64, 65, 66, 67, 68, 69, 70
-_COUNTED = 71
+_COUNTED, _RENDERED = 71, 72
 _CHAT, _TOKEN_IDS = 0, 1
 
 
@@ -173,32 +175,46 @@ def _decode_entry(entry: Any, decoders: Mapping[int, Callable[[list[Any]], Any]]
 
 
 def _encode_prompt(prompt: ChatPrompt | TokenPrompt) -> Sequence[Any]:
+    """With as many items as it takes: what stands last is left out where it is empty."""
     if isinstance(prompt, ChatPrompt):
-        return (_CHAT, prompt.messages, prompt.tools, prompt.options)
-    fields = (_TOKEN_IDS, prompt.prompt_ids, prompt.generated_ids, prompt.delivered_chars)
-    return fields if prompt.media is None else (*fields, _encode_prompt(prompt.media))
+        chat = (_CHAT, prompt.messages, prompt.tools, prompt.options)
+        return (*chat, prompt.prefill) if prompt.prefill else chat
+    ids = (_TOKEN_IDS, prompt.prompt_ids, prompt.generated_ids, prompt.delivered_chars)
+    media = None if prompt.media is None else _encode_prompt(prompt.media)
+    if prompt.prefill:
+        return (*ids, media, prompt.prefill)
+    return ids if media is None else (*ids, media)
 
 
 def _decode_prompt(value: Any) -> ChatPrompt | TokenPrompt:
-    checks.require(isinstance(value, list) and len(value) in (4, 5), "a prompt must be an array of four or five")
+    checks.require(isinstance(value, list) and 4 <= len(value) <= 6, "a prompt must be an array of four to six")
     kind, first, second, third, *more = value
     if kind == _CHAT:
-        checks.require(not more, "a prompt of messages must be an array of four")
-        return ChatPrompt(checks.chat_messages(first), checks.optional_text(second), checks.plain(third))
+        return _decode_chat_prompt(value)
     if kind != _TOKEN_IDS:
         raise ProtocolError(f"unknown prompt kind {checks.short(kind)}")
+    media = more[0] if more else None
     return TokenPrompt(
-        checks.token_ids(first), checks.token_ids(second), checks.count(third), _decode_media(more[0]) if more else None
+        checks.token_ids(first),
+        checks.token_ids(second),
+        checks.count(third),
+        None if media is None else _decode_chat_prompt(media),
+        checks.text(more[1]) if len(more) > 1 else "",
     )
 
 
-def _decode_media(value: Any) -> ChatPrompt:
+def _decode_chat_prompt(value: Any) -> ChatPrompt:
     checks.require(
-        isinstance(value, list) and len(value) == 4 and value[0] == _CHAT, "media must be a prompt of messages"
+        isinstance(value, list) and len(value) in (4, 5) and value[0] == _CHAT,
+        "a prompt of messages must be an array of four or five",
     )
-    prompt = _decode_prompt(value)
-    assert isinstance(prompt, ChatPrompt)
-    return prompt
+    _, messages, tools, options, *more = value
+    return ChatPrompt(
+        checks.chat_messages(messages),
+        checks.optional_text(tools),
+        checks.plain(options),
+        checks.text(more[0]) if more else "",
+    )
 
 
 def _decode_generate(entry: list[Any]) -> Generate:
@@ -225,6 +241,13 @@ def _decode_count(entry: list[Any]) -> Count:
         _decode_prompt(prompt),
         checks.plain(params),
         len(msgpack.packb(entry)),
+    )
+
+
+def _decode_render(entry: list[Any]) -> Render:
+    request_id, incarnation, prompt = checks.fields(entry, 3)
+    return Render(
+        checks.request_id(request_id), checks.text(incarnation), _decode_prompt(prompt), len(msgpack.packb(entry))
     )
 
 
@@ -256,8 +279,10 @@ def _decode_revoke_key(entry: list[Any]) -> RevokeKey:
 
 
 def _decode_accepted(entry: list[Any]) -> Accepted:
-    request_id, prompt_ids, seed = checks.fields(entry, 3)
-    return Accepted(checks.request_id(request_id), checks.token_ids(prompt_ids), checks.count(seed))
+    request_id, prompt_ids, seed, reasoning_open = checks.fields(entry, 4)
+    return Accepted(
+        checks.request_id(request_id), checks.token_ids(prompt_ids), checks.count(seed), checks.flag(reasoning_open)
+    )
 
 
 def _decode_tokens(entry: list[Any]) -> Tokens:
@@ -306,6 +331,13 @@ def _decode_counted(entry: list[Any]) -> Counted:
     return Counted(checks.request_id(request_id), count)
 
 
+def _decode_rendered(entry: list[Any]) -> Rendered:
+    request_id, token_ids, pieces = checks.fields(entry, 3)
+    prompt = RenderedPrompt(checks.token_ids(token_ids), checks.texts(pieces))
+    checks.require(len(prompt.token_ids) == len(prompt.pieces), "there must be one piece a token")
+    return Rendered(checks.request_id(request_id), prompt)
+
+
 def _decode_failed(entry: list[Any]) -> Failed:
     request_id, error, message, data = checks.fields(entry, 4)
     return Failed(checks.count(request_id), checks.text(error), checks.text(message), checks.plain(data))
@@ -333,6 +365,7 @@ _ENCODERS: dict[type, Callable[[Any], Sequence[Any]]] = {
         m.parse,
     ),
     Count: lambda m: (_COUNT, m.request_id, m.incarnation, _encode_prompt(m.prompt), m.params),
+    Render: lambda m: (_RENDER, m.request_id, m.incarnation, _encode_prompt(m.prompt)),
     Abort: lambda m: (_ABORT, m.request_id),
     Ping: lambda m: (_PING, m.ping_id),
     Describe: lambda m: (_DESCRIBE, m.request_id),
@@ -342,7 +375,7 @@ _ENCODERS: dict[type, Callable[[Any], Sequence[Any]]] = {
     ListKeys: lambda m: (_LIST_KEYS, m.request_id),
     AddKey: lambda m: (_ADD_KEY, m.request_id, m.name, m.public_key),
     RevokeKey: lambda m: (_REVOKE_KEY, m.request_id, m.name),
-    Accepted: lambda m: (_ACCEPTED, m.request_id, m.prompt_ids, m.seed),
+    Accepted: lambda m: (_ACCEPTED, m.request_id, m.prompt_ids, m.seed, m.reasoning_open),
     Tokens: lambda m: (
         (_TOKENS, m.request_id, m.index, m.token_ids, m.text)
         if m.logprobs is None
@@ -368,6 +401,7 @@ _ENCODERS: dict[type, Callable[[Any], Sequence[Any]]] = {
         m.logprobs,
     ),
     Counted: lambda m: (_COUNTED, m.request_id, *m.count),
+    Rendered: lambda m: (_RENDERED, m.request_id, *m.prompt),
     Failed: lambda m: (_FAILED, m.request_id, m.error, m.message, m.data),
     Pong: lambda m: (_PONG, m.ping_id, m.incarnation, m.steps, m.live),
     Description: lambda m: (_DESCRIPTION, m.request_id, m.info),
@@ -376,6 +410,7 @@ _ENCODERS: dict[type, Callable[[Any], Sequence[Any]]] = {
 _REQUEST_DECODERS: dict[int, Callable[[list[Any]], Request]] = {
     _GENERATE: _decode_generate,
     _COUNT: _decode_count,
+    _RENDER: _decode_render,
     _ABORT: lambda entry: Abort(checks.request_id(checks.fields(entry, 1)[0])),
     _PING: lambda entry: Ping(checks.request_id(checks.fields(entry, 1)[0])),
     _DESCRIBE: lambda entry: Describe(checks.request_id(checks.fields(entry, 1)[0])),
@@ -393,6 +428,7 @@ _REPLY_DECODERS: dict[int, Callable[[list[Any]], Reply]] = {
     _FINISHED: _decode_finished,
     _COMPLETED: _decode_completed,
     _COUNTED: _decode_counted,
+    _RENDERED: _decode_rendered,
     _FAILED: _decode_failed,
     _PONG: _decode_pong,
     _DESCRIPTION: _decode_description,

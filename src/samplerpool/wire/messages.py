@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from samplerpool.types import Message as ChatMessage
-from samplerpool.types import PromptCount, TokenLogprobs
+from samplerpool.types import PromptCount, RenderedPrompt, TokenLogprobs
+
+Purpose = Literal["answer", "count", "render"]
+"""What a prompt is sent for: ``Generate``, ``Count`` or ``Render``."""
 
 
 @dataclass(slots=True)
@@ -21,11 +24,13 @@ class ChatPrompt:
     Args:
         tools: JSON text, or None.
         options: keyword arguments through to the chat template (``enable_thinking``, ...).
+        prefill: how the answer begins. It becomes the prompt's end, and what is streamed goes on behind it.
     """
 
     messages: Sequence[ChatMessage]
     tools: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    prefill: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +42,14 @@ class TokenPrompt:
         generated_ids: tokens received already; they are final and are not sent again.
         delivered_chars: how many characters of their text were delivered.
         media: the messages that it was rendered of, where they have images, videos or sounds.
+        prefill: the text of the answer's beginning with which the prompt ends.
     """
 
     prompt_ids: Sequence[int]
     generated_ids: Sequence[int] = ()
     delivered_chars: int = 0
     media: ChatPrompt | None = None
+    prefill: str = ""
 
 
 @dataclass(slots=True)
@@ -81,6 +88,21 @@ class Count:
     incarnation: str
     prompt: ChatPrompt | TokenPrompt
     params: Mapping[str, Any]
+    size_bytes: int = field(default=0, compare=False)
+
+
+@dataclass(slots=True)
+class Render:
+    """Say which tokens a prompt is made of: ``Rendered``, or ``Failed`` where it cannot be rendered or has more of them
+    than the worker holds. Of a continuation, those of the answer so far come last.
+
+    Args:
+        size_bytes: never sent: what it took on its way here.
+    """
+
+    request_id: int
+    incarnation: str
+    prompt: ChatPrompt | TokenPrompt
     size_bytes: int = field(default=0, compare=False)
 
 
@@ -171,11 +193,16 @@ class RevokeKey:
 
 @dataclass(slots=True)
 class Accepted:
-    """The request is valid and queued; ``prompt_ids`` and ``seed`` are all it takes to produce it again."""
+    """The request is valid and queued; ``prompt_ids`` and ``seed`` are all it takes to produce it again.
+
+    Args:
+        reasoning_open: the answer begins inside its reasoning, which the prompt (or the prefill at its end) opened.
+    """
 
     request_id: int
     prompt_ids: Sequence[int]
     seed: int
+    reasoning_open: bool = False
 
 
 @dataclass(slots=True)
@@ -239,6 +266,14 @@ class Counted:
     count: PromptCount
 
 
+@dataclass(slots=True)
+class Rendered:
+    """Terminal: the end of a ``Render``."""
+
+    request_id: int
+    prompt: RenderedPrompt
+
+
 @dataclass(frozen=True, slots=True)
 class Failed:
     """Terminal: the request ended with an error (``SamplerPoolError.to_wire``). ``request_id`` 0: a frame that
@@ -274,8 +309,10 @@ class Description:
     info: Mapping[str, Any]
 
 
-Request = Generate | Count | Abort | Ping | Describe | Stop | Restart | Scale | ListKeys | AddKey | RevokeKey
-Reply = Accepted | Tokens | Finished | Completed | Counted | Failed | Pong | Description
+Submission = Generate | Count | Render
+"""What a worker keeps a place for until it has ended."""
+Request = Submission | Abort | Ping | Describe | Stop | Restart | Scale | ListKeys | AddKey | RevokeKey
+Reply = Accepted | Tokens | Finished | Completed | Counted | Rendered | Failed | Pong | Description
 WireMessage = Request | Reply
 
 

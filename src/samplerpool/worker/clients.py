@@ -10,7 +10,7 @@ from samplerpool.config.arguments import ClientLimits
 from samplerpool.engine.base import RequestId
 from samplerpool.errors import PromptTooLong, QueueFull, RequestError
 from samplerpool.types import TokenLogprobs
-from samplerpool.wire.messages import Count, Generate
+from samplerpool.wire.messages import Generate, Submission
 
 Identity = bytes
 """ZeroMQ's routing id of a connection; nothing durable is keyed on it."""
@@ -106,7 +106,7 @@ class Clients:
 
     # ---- requests -------------------------------------------------------------------------------------------------
 
-    def begin(self, client: Client, request: Generate | Count) -> None:
+    def begin(self, client: Client, request: Submission) -> None:
         """Enter a request."""
         client.highest_id = request.request_id
         stream = isinstance(request, Generate) and request.stream
@@ -124,7 +124,7 @@ class Clients:
             self.live -= 1
         return live
 
-    def refusal(self, client: Client, request: Generate | Count) -> RequestError | None:
+    def refusal(self, client: Client, request: Submission) -> RequestError | None:
         """Why there is no room for a request, if there is none."""
         limits, size = self.limits, request.size_bytes
         largest = min(limits.max_request_bytes, limits.max_queue_bytes, limits.max_queue_bytes_per_client)

@@ -13,12 +13,13 @@ from typing import Any
 from samplerpool.engine.base import RequestId
 from samplerpool.engine.loop import Admitted, Prepared, RequestEvent
 from samplerpool.errors import ClientTooSlow, SamplerPoolError
+from samplerpool.types import PromptCount
 from samplerpool.wire.figures import BOUNDS, FIRST_TOKEN_S, TOKEN_S, Buckets, FigureReport, Histogram
 from samplerpool.wire.messages import Failed
 from samplerpool.worker.session import AbortRun, Action, Send, Submit
 
-COUNTED = "counted"
-"""Outcome of a request whose prompt was only to be prepared."""
+COUNTED, RENDERED = "counted", "rendered"
+"""Outcomes of requests whose prompt was only to be prepared, or shown."""
 UNREACHABLE = "Unreachable"
 """Outcome of a request whose client's connection was gone, so that nothing could be answered."""
 
@@ -103,8 +104,9 @@ class Figures:
                 self._admitted(request, len(event.prompt_ids), now)
                 continue
             if isinstance(event, Prepared):  # the model reads none of these tokens, so they are not counted
-                request.prepared_s, request.prompt_tokens = now - request.arrived_at, event.count.prompt_tokens
-                self._end(ended, event.request_id, COUNTED, "", now)
+                request.prepared_s, request.prompt_tokens = now - request.arrived_at, event.prompt_tokens
+                outcome = COUNTED if isinstance(event.told, PromptCount) else RENDERED
+                self._end(ended, event.request_id, outcome, "", now)
                 continue
             count = len(event.token_ids)
             if count:

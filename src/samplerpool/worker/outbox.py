@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from samplerpool.types import Message, TokenLogprobs
-from samplerpool.wire.messages import Accepted, Completed, Counted, Failed, Finished, Reply, Tokens
+from samplerpool.wire.messages import Accepted, Completed, Counted, Failed, Finished, Rendered, Reply, Tokens
 
 MAX_WEIGHT = 2**20
 """Of one message, roughly in bytes; a message takes at least one reply however large."""
@@ -95,7 +95,7 @@ class Outbox:
 
     def request_ids(self) -> list[int]:
         """The requests that have something waiting, each once."""
-        kinds = (Accepted, Tokens, Finished, Completed, Counted, Failed)
+        kinds = (Accepted, Tokens, Finished, Completed, Counted, Rendered, Failed)
         return list(dict.fromkeys(r.request_id for r in self._replies if isinstance(r, kinds) and r.request_id))
 
 
@@ -124,6 +124,8 @@ def _weight(reply: Reply) -> int:
         return _BASE_WEIGHT + len(reply.message)
     if isinstance(reply, Counted):
         return _BASE_WEIGHT + sum(len(token) + len(place) for token, place in reply.count.escaped)
+    if isinstance(reply, Rendered):
+        return _BASE_WEIGHT + sum(_TOKEN_WEIGHT + len(piece) for piece in reply.prompt.pieces)
     return _BASE_WEIGHT
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import zmq
 
 from samplerpool.config.arguments import ClientLimits
-from samplerpool.engine.base import BATCH
+from samplerpool.engine.base import BATCH, INTERACTIVE
 from samplerpool.engine.loop import RequestEvent
 from samplerpool.errors import ProtocolError
 from samplerpool.samplers.base_sampler import BaseSampler
@@ -27,7 +27,7 @@ from samplerpool.samplers.intake import Job
 from samplerpool.wire.codec import MAX_MESSAGE_BYTES, encode, requests_in
 from samplerpool.wire.figures import FigureReport
 from samplerpool.wire.keys import Lock
-from samplerpool.wire.messages import Count, Description, Failed, Malformed, Reply, Request
+from samplerpool.wire.messages import Count, Description, Failed, Malformed, Render, Reply, Request
 from samplerpool.wire.sockets import Router
 from samplerpool.worker.clients import Identity
 from samplerpool.worker.figures import Ended, Figures
@@ -239,7 +239,9 @@ class WorkerServer:
     def _job(self, action: Submit) -> Job:
         key, request = action.key, action.request
         if isinstance(request, Count):
-            return Job(key, request.prompt, request.params, BATCH, self.on_events, count_only=True)
+            return Job(key, request.prompt, request.params, BATCH, self.on_events, purpose="count")
+        if isinstance(request, Render):
+            return Job(key, request.prompt, {}, INTERACTIVE, self.on_events, purpose="render")
         return Job(key, request.prompt, request.params, request.priority, self.on_events, request.parse)
 
     def description(self) -> dict[str, Any]:

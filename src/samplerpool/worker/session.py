@@ -23,7 +23,7 @@ from samplerpool.errors import (
     WorkerDraining,
     WrongIncarnation,
 )
-from samplerpool.types import FinishReason
+from samplerpool.types import FinishReason, PromptCount
 from samplerpool.wire.messages import (
     Abort,
     Accepted,
@@ -37,8 +37,11 @@ from samplerpool.wire.messages import (
     Malformed,
     Ping,
     Pong,
+    Render,
+    Rendered,
     Reply,
     Request,
+    Submission,
     Tokens,
 )
 from samplerpool.worker.clients import Client, Clients, Identity, Live, request_label
@@ -49,7 +52,7 @@ class Submit:
     """Give a request to the sampler."""
 
     key: RequestId
-    request: Generate | Count
+    request: Submission
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +133,7 @@ class Session:
         complained = False
         for message in messages:
             match message:
-                case Generate() | Count():
+                case Generate() | Count() | Render():
                     actions.append(self._generate(client, message))
                 case Abort(request_id):
                     actions += self._abort(client, request_id, Aborted("The request was aborted by its client."))
@@ -150,14 +153,14 @@ class Session:
                     actions.append(self._refuse(client, message.request_id, error))
         return actions
 
-    def _generate(self, client: Client, request: Generate | Count) -> Action:
+    def _generate(self, client: Client, request: Submission) -> Action:
         refusal = self._refusal(client, request)
         if refusal is not None:
             return self._refuse(client, request.request_id, refusal)
         self._clients.begin(client, request)
         return Submit((client.number, request.request_id), request)
 
-    def _refusal(self, client: Client, request: Generate | Count) -> SamplerPoolError | None:
+    def _refusal(self, client: Client, request: Submission) -> SamplerPoolError | None:
         if request.incarnation != self.incarnation:
             return WrongIncarnation(
                 f"The request was meant for incarnation {request.incarnation[:32]!r} of this worker; "
@@ -222,10 +225,11 @@ class Session:
             elif isinstance(event, Admitted):
                 live.prompt_tokens, live.seed = len(event.prompt_ids), event.seed
                 if live.stream:
-                    out.append(Accepted(request_id, event.prompt_ids, event.seed))
+                    out.append(Accepted(request_id, event.prompt_ids, event.seed, event.reasoning_open))
             elif isinstance(event, Prepared):
                 self._clients.end(client, request_id)
-                out.append(Counted(request_id, event.count))
+                told = event.told
+                out.append(Counted(request_id, told) if isinstance(told, PromptCount) else Rendered(request_id, told))
         return [Send(identity, out) for identity, out in replies.items() if out]
 
     def _output(self, client: Client, live: Live, output: RequestOutput, out: list[Reply]) -> None:
