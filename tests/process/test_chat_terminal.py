@@ -117,7 +117,7 @@ def test_ctrl_c_at_the_prompt_clears_the_line_or_says_how_to_leave(pool: SyncSam
         child.expect_exact("never sent")
         child.send(CTRL_C)
         child.send("sent\r")
-        child.expect_exact("Assistant: sent\r\n")
+        child.expect_exact("sent\r\n")
         at_prompt(child)
         child.send(CTRL_C)
         child.expect_exact(HOW_TO_LEAVE)
@@ -134,7 +134,7 @@ def test_a_paste_of_several_lines_is_one_message(pool: SyncSampler) -> None:
         child.send("\x1b[200~first\nsecond\nthird\x1b[201~")
         child.expect_exact("third")
         child.send("\r")
-        child.expect_exact("Assistant: first\r\nsecond\r\nthird\r\n")
+        child.expect_exact("first\r\nsecond\r\nthird\r\n")
         at_prompt(child)
         child.send(CTRL_D)
         ends_with(child, 0)
@@ -203,7 +203,7 @@ def test_a_model_cannot_command_the_terminal(pool: SyncSampler) -> None:
     with chat() as child:
         at_prompt(child)
         child.send("\x1b[200~[[say:a\x1b[2Jb]]\x1b[201~\r")  # an escape sequence inside a paste
-        child.expect_exact("Assistant: a\u241b[2Jb\r\n")
+        child.expect_exact("a\u241b[2Jb\r\n")
         at_prompt(child)
         child.send(CTRL_D)
         ends_with(child, 0)

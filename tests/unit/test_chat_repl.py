@@ -13,6 +13,7 @@ from prompt_toolkit.history import FileHistory, InMemoryHistory
 from samplerpool.chat.console import LABEL, Console, plain_console
 from samplerpool.chat.repl import HOW_TO_LEAVE, Repl
 from samplerpool.chat.terminal import HISTORY_FILE, _open_history
+from samplerpool.chat.styles import Palette
 from samplerpool.chat.transcript import Transcript, text_message
 from samplerpool.client.response import Call
 from samplerpool.errors import EngineError, WorkerDied
@@ -63,7 +64,7 @@ class Session:
     ) -> None:
         self.screen = screen or (Screen() if typed else io.StringIO())
         self.errors = io.StringIO()
-        console = Console(_reader(iter(lines)), self.screen, self.errors, interactive=typed)
+        console = Console(_reader(iter(lines)), self.screen, self.errors, interactive=typed, palette=Palette())
         self.transcript = Transcript("S")
         self.code = Repl(sampler, console, self.transcript, {"top_k": 3}, gone).run()
 

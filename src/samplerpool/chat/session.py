@@ -7,7 +7,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from samplerpool.chat.console import Console, open_console, plain_console, plain_reader, tolerate_any_text
+from samplerpool.chat.console import Console, open_console, plain_console, plain_reader
+from samplerpool.chat.encodings import tolerate_any_text
 from samplerpool.chat.json_console import JsonConsole
 from samplerpool.chat.repl import Repl
 from samplerpool.chat.transcript import Transcript
