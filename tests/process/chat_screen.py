@@ -19,7 +19,6 @@ KEYS = {
     "ctrl-c": "\x03",
     "ctrl-d": "\x04",
     "ctrl-r": "\x12",
-    "ctrl-t": "\x14",
     "tab": "\t",
     "up": "\x1b[A",
     "down": "\x1b[B",

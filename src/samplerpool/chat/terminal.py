@@ -162,12 +162,15 @@ class _Burst:
 
     def __init__(self) -> None:
         self._last_s = float("-inf")
+        self._last_key: object = None  # of what was read together with the latest line end of a paste
 
     def goes_on(self, event: KeyPressEvent) -> bool:
         """Whether the line end that was just read is one of a paste."""
-        now = time.monotonic()
-        more = bool(event.app.key_processor.input_queue) or _readable(event.app.input.fileno())
-        pasted = more or now - self._last_s < BURST_S
+        queue = event.app.key_processor.input_queue
+        together = event.key_sequence[-1] is self._last_key
+        soon = time.monotonic() - self._last_s < BURST_S
+        pasted = bool(queue) or together or soon or _readable(event.app.input.fileno())
+        self._last_key = queue[-1] if queue else None
         self._last_s = time.monotonic() if pasted else float("-inf")
         return pasted
 
