@@ -9,6 +9,7 @@ from urllib.parse import quote_from_bytes
 import pytest
 import torch
 from PIL import Image
+from tokenizers.models import BPE
 from transformers import CLIPImageProcessorPil, LlavaProcessor
 
 from samplerpool.errors import RenderError
@@ -93,6 +94,26 @@ def test_texts_around_an_image_cannot_join_to_a_placeholder() -> None:
     ids, _ = renderer.media_prompt([user("one ", image(), "two")])
     assert ids[PLACES:] == tuple(renderer.codec.encode("one two"))
     assert "forms a special token" in refused(renderer, "<ima", image(), "ge>")
+
+
+def test_an_answer_may_begin_as_its_user_wants_beside_an_image(renderer: Renderer) -> None:
+    messages = [user("a", image())]
+    ids, _ = renderer.media_prompt(messages)
+    begun, _ = renderer.media_prompt(messages, prefill="Sure <image>")
+    assert begun == ids + renderer.prefill_ids("Sure <image>")
+    assert begun.count(renderer.processor.image_token_id) == PLACES
+
+
+def test_a_beginning_that_would_join_with_the_template_is_refused_beside_an_image() -> None:
+    joining = processor(template(image="<image>"))
+    backend = joining.tokenizer.backend_tokenizer
+    letters = backend.get_vocab(with_added_tokens=False)
+    letters["::"] = letters.pop("\u00ff")
+    backend.model = BPE(letters, [(":", ":")])
+    renderer = Renderer(joining)
+    assert renderer.media_prompt([user(image())], prefill="x:")
+    with pytest.raises(RenderError, match="does not keep the beginning of the answer"):
+        renderer.media_prompt([user(image())], prefill=":x")
 
 
 def test_a_template_must_have_a_place_for_each(renderer: Renderer) -> None:

@@ -77,15 +77,23 @@ def test_a_response_template_has_tags_of_its_own() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.response_template = {
         "defaults": {"role": "assistant"},
+        "start_anchor": f"{START}assistant:",
         "fields": {
-            "thinking": {"open": "{{", "close": "}}", "content": "text"},
-            "tool_calls": {"open_pattern": "<x>", "close": "y", "content": "json"},
+            "thinking": {"open": "[T]", "close": "[/T]", "content": "text"},
+            "tool_calls": {
+                "open_pattern": r"call:(?P<name>\w+)",
+                "close": ";",
+                "repeats": True,
+                "content": "json",
+                "transform": {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}},
+            },
             "content": {"close": END, "content": "text"},
         },
     }
     renderer = Renderer(tokenizer)
-    assert renderer.answer_tags == {"think": ("{{", "}}")}
-    assert renderer.reasoning_open(renderer.codec.encode("a:{{"), "")
+    assert renderer.answer_tags == {"think": ("[T]", "[/T]")}
+    assert renderer.reasoning_open(renderer.codec.encode("a:[T]"), "")
+    assert not renderer.reasoning_open(renderer.codec.encode("a:<think>"), "")
 
 
 def test_byte_level_tokens_are_shown_each_as_it_is() -> None:

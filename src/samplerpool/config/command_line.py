@@ -6,7 +6,6 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from samplerpool.config.documents import yaml_document
 from samplerpool.config.settings import Setting
 
 WORDS: Mapping[str, bool] = {
@@ -71,6 +70,8 @@ def _from_text(setting: Setting, text: str) -> Any:
 
 
 def _yaml_value(text: str) -> Any:
+    from samplerpool.config.documents import yaml_document  # PyYAML is needed for few options
+
     try:
         return yaml_document(text)
     except ValueError:
