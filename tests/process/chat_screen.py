@@ -143,6 +143,11 @@ class ChatScreen:
         self._child.close()
         return int(self._child.exitstatus if self._child.signalstatus is None else -self._child.signalstatus)
 
+    def kill(self, number: int) -> None:
+        """Send the program a signal, and wait for its end."""
+        self._child.kill(number)
+        self.exit_code()
+
     def close(self) -> None:
         """End the program, if it still runs."""
         self._child.close(force=True)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from prompt_toolkit.history import FileHistory, InMemoryHistory
@@ -13,83 +11,19 @@ from prompt_toolkit.history import FileHistory, InMemoryHistory
 from samplerpool.chat.console import LABEL, Console, plain_console
 from samplerpool.chat.repl import HOW_TO_LEAVE, Repl
 from samplerpool.chat.terminal import HISTORY_FILE, _open_history
-from samplerpool.chat.styles import Palette
 from samplerpool.chat.transcript import Transcript, text_message
-from samplerpool.client.response import Call
+from samplerpool.client.facts import WorkerFacts
 from samplerpool.errors import EngineError, WorkerDied
-from samplerpool.types import Message
-from samplerpool.wire.messages import TokenPrompt
-
-Piece = str | BaseException
-
-
-class Script:
-    """A sampler that plays given answers; an exception among the pieces is raised there."""
-
-    def __init__(self, *answers: list[Piece]) -> None:
-        self.answers = list(answers)
-        self.prompts: list[list[Message]] = []
-        self.params: list[dict[str, Any]] = []
-        self.closed = 0
-        self.last: Call | None = None
-
-    def generate(self, messages: list[Message], tools: str | None = None, **params: Any) -> Generator[str, None, None]:
-        self.prompts.append(messages)
-        self.params.append(params)
-        try:
-            for piece in self.answers.pop(0):
-                if isinstance(piece, BaseException):
-                    raise piece
-                yield piece
-        finally:
-            self.closed += 1
-
-
-class Screen(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-class Session:
-    """One run of the loop, over lines typed or piped."""
-
-    def __init__(
-        self,
-        sampler: Script,
-        lines: list[str | BaseException],
-        *,
-        typed: bool = True,
-        gone: Callable[[], str | None] = lambda: None,
-        screen: io.StringIO | None = None,
-    ) -> None:
-        self.screen = screen or (Screen() if typed else io.StringIO())
-        self.errors = io.StringIO()
-        console = Console(_reader(iter(lines)), self.screen, self.errors, interactive=typed, palette=Palette())
-        self.transcript = Transcript("S")
-        self.code = Repl(sampler, console, self.transcript, {"top_k": 3}, gone).run()
-
-    @property
-    def turns(self) -> list[tuple[str, str]]:
-        return [(each["role"], each["content"][0]["value"]) for each in self.transcript.messages[1:]]
-
-
-def _reader(lines: Iterator[str | BaseException]) -> Callable[[str], str]:
-    def read(default: str) -> str:
-        line = next(lines, EOFError())
-        if isinstance(line, BaseException):
-            raise line
-        return line
-
-    return read
+from tests.chat_script import STYLED, Piece, Screen, Script, Session
 
 
 def test_answers_stream_and_the_conversation_grows() -> None:
     sampler = Script(["a", "b"], ["c"])
     session = Session(sampler, ["one", "two"])
-    assert session.screen.getvalue() == f"{LABEL}ab\n{LABEL}c\n"
+    assert session.shown == f"{LABEL}ab\n{LABEL}c\n"
     assert [len(prompt) for prompt in sampler.prompts] == [2, 4]
     assert sampler.prompts[1][0] == text_message("system", "S")
-    assert sampler.params == [{"top_k": 3}] * 2
+    assert [call["top_k"] for call in sampler.calls] == [3, 3]
     assert session.turns == [("user", "one"), ("assistant", "ab"), ("user", "two"), ("assistant", "c")]
     assert session.code == 0
 
@@ -108,12 +42,26 @@ def test_each_piece_is_flushed_at_once() -> None:
 
 def test_how_the_request_ended_is_heeded() -> None:
     sampler = Script(["<think>t</think>x"])
-    sampler.last = Call(TokenPrompt([1]))
-    sampler.last.finish_reason, sampler.last.completion_tokens = "length", 7
-    sampler.last.message = {"role": "assistant", "content": [{"type": "reasoning", "value": "t"}]}
+    sampler.parsed = {"role": "assistant", "content": [{"type": "reasoning", "value": "t"}]}
     session = Session(sampler, ["one"])
-    assert session.errors.getvalue() == "(cut off after 7 tokens; max_new_tokens allows more)\n"
-    assert session.turns == [("user", "one"), ("assistant", "t")]
+    assert session.transcript.messages[-1] == sampler.parsed
+    assert "3 + 17 tokens · stop" in session.screen.getvalue()
+
+
+def test_reasoning_that_the_prompt_has_opened_is_shown_as_such() -> None:
+    sampler = Script(["hm", "</think>so"])
+    sampler.reasoning_open = True
+    sampler.facts = [WorkerFacts(0, up=True, answered=True, answer_tags={"think": ("<think>", "</think>")})]
+    session = Session(sampler, ["one"], palette=STYLED)
+    assert "\x1b[2mhm" in session.screen.getvalue()
+    assert session.shown == f"{LABEL}hm\n\nso\n"
+
+
+def test_what_is_waited_for_has_a_line_of_its_own() -> None:
+    sampler = Script(["a"])
+    sampler.setback = "worker 0 died"
+    assert Session(sampler, ["one"]).shown == f"{LABEL}\nworker 0 died\na\n"
+    assert Session(sampler, [], typed=False).shown == ""
 
 
 def test_clear_and_exit() -> None:
@@ -210,7 +158,7 @@ def test_ctrl_c_ends_piped_input(place: str) -> None:
 
 def test_a_terminal_does_not_obey_the_model_but_a_pipe_gets_every_byte() -> None:
     answer = "\x1b]0;title\x07\r\u009b2J tab\t\nend"
-    shown = Session(Script([answer]), ["one"]).screen.getvalue()
+    shown = Session(Script([answer]), ["one"]).shown
     assert shown == f"{LABEL}\u241b]0;title\u2407\u240d\ufffd2J tab\t\nend\n"
     session = Session(Script([answer]), ["one"], typed=False)
     assert session.screen.getvalue() == f"{answer}\n"

@@ -75,6 +75,7 @@ class AnswerView:
     ) -> None:
         self._surface = surface
         self._options = options
+        self._tags = tags
         self._segmenter = Segmenter(tags, reasoning_open=reasoning_open)
         self._markdown = MarkdownStream(surface.columns())
         self._tokens = tokens
@@ -89,6 +90,16 @@ class AnswerView:
     def reasoning(self) -> str:
         """The reasoning that has come, shown or not."""
         return "".join(self._reasoning)
+
+    def begin_reasoning(self) -> None:
+        """It begins inside the reasoning, as is known only now; nothing was written yet."""
+        self._segmenter = Segmenter(self._tags, reasoning_open=True)
+
+    def aside(self, text: str) -> None:
+        """Say something about the answer on a line of its own; the answer goes on below."""
+        self._stop_counting()
+        self._raw("" if self._at_line_start else "\n")
+        self._paint("dim", f"{text}\n")
 
     def write(self, text: str) -> None:
         """The answer goes on with this text."""

@@ -36,14 +36,17 @@ _TABLE = (
     CommandSpec("help", "[COMMAND]", "Show all commands, or how one is used.", "command"),
     CommandSpec("system", "[TEXT]", "Show the system prompt, or set it; /unset system removes it."),
     CommandSpec("set", "NAME VALUE", "Set a sampling parameter for the turns that follow.", "param"),
-    CommandSpec("unset", "NAME", "Take back a parameter, or system, tools, prefill, files or logprobs.", "param"),
+    CommandSpec("unset", "NAME", "Take back a parameter, or system, tools, prefill or files.", "param"),
     CommandSpec("params", "", "Show the sampling parameters, and which of them were set."),
     CommandSpec("retry", "[SEED]", "Answer the last question again, with another seed or this one."),
     CommandSpec("undo", "", "Take back the last question and its answer."),
+    CommandSpec("swap", "", "Put the answer before /retry or /compare in the place of the last one."),
     CommandSpec("edit", "", "Open the last question in $VISUAL or $EDITOR, and ask it again."),
     CommandSpec("continue", "", "Go on with an answer that was stopped or cut off."),
-    CommandSpec("prefill", "[TEXT]", "Show or set how the next answer begins; the model goes on from there."),
-    CommandSpec("save", "[FILE]", "Save the conversation as JSON, a v1 sample.", "path"),
+    CommandSpec("prefill", "[TEXT]", "Show or set how the next answer begins; in double quotes with its spaces."),
+    CommandSpec(
+        "save", "[FILE]", "Save the conversation as JSON, a v1 sample; without FILE in the same one again.", "path"
+    ),
     CommandSpec("load", "[FILE]", "Go on with a saved conversation; without FILE with the last one of all.", "path"),
     CommandSpec("export", "FILE", "Write the conversation as Markdown.", "path"),
     CommandSpec("file", "PATH", "Put a text file in front of the next message.", "path"),
@@ -52,6 +55,8 @@ _TABLE = (
     CommandSpec(
         "tool", "[NAME] RESULT", "Answer the tool call of the last answer, the first or the named one.", "tool"
     ),
+    CommandSpec("reasoning", "[HOW]", "Show reasoning full, folded or off from now on; alone: show the last one."),
+    CommandSpec("markdown", "[on|off]", "Draw Markdown in answers, or show it as it was written."),
     CommandSpec("raw", "", "Show the exact prompt that the model sees, its special tokens, and the token ids."),
     CommandSpec("logprobs", "[N|off]", "Colour the last answer's tokens by probability; N: with alternatives."),
     CommandSpec("tokens", "", "Show the last answer token by token, and how full the context is."),
@@ -127,7 +132,9 @@ def interpret(line: str) -> Command:
 
 
 def _command(text: str) -> Run | Refused:
-    word, argument = (text[1:].split(maxsplit=1) + ["", ""])[:2] if not text[1:2].isspace() else ("", "")
+    typed = text[1:]
+    word = "" if typed[:1].isspace() else "".join(typed.split(maxsplit=1)[:1])
+    argument = typed[len(word) :].strip()
     name = SYNONYMS.get(word.lower(), word.lower())
     spec = COMMANDS.get(name)
     if spec is None:
@@ -152,7 +159,7 @@ def _unknown(word: str, text: str) -> str:
 def nearest(word: str) -> str:
     """The command that is most like a word: one that begins so, else the most similar; empty if none is."""
     wanted = word.lower()
-    if not wanted:
+    if not wanted or "/" in wanted:  # rather a path than a command
         return ""
     known = [*COMMANDS, *SYNONYMS]
     found = [name for name in known if name.startswith(wanted)] or difflib.get_close_matches(

@@ -127,6 +127,18 @@ class Console:
             surface = Surface(self._send, self._palette, lambda: self.columns, LABEL)
             self._open_view = AnswerView(surface, self.view, tags=tags, reasoning_open=reasoning_open, tokens=tokens)
 
+    def begin_reasoning(self) -> None:
+        """The answer turns out to begin inside its reasoning; to be called before its first text."""
+        if self._open_view is not None:
+            self._open_view.begin_reasoning()
+
+    def aside(self, text: str) -> None:
+        """Say something about the answer that is being shown, on a line of its own."""
+        if self._open_view is not None:
+            self._open_view.aside(" ".join(text.split()))
+        else:
+            self.notice(text)
+
     def write(self, text: str) -> None:
         """Show a piece of the answer at once."""
         if self._open_view is not None:

@@ -1,16 +1,22 @@
-"""The chat loop: read a message, stream the answer, remember both."""
+"""The chat loop: read a message, do what it says, until the end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
-from samplerpool.chat.commands import COMMANDS, Ask, Nothing, Refused, Run, interpret
+from samplerpool.chat import answering
+from samplerpool.chat.actions import ACTIONS
+from samplerpool.chat.attached import Attached, ChatSampler, OpenSampler
+from samplerpool.chat.autosave import Autosave
+from samplerpool.chat.commands import Ask, Nothing, Refused, Run, interpret
 from samplerpool.chat.console import Console, discard_output
+from samplerpool.chat.context import Chat
+from samplerpool.chat.editor import edit
+from samplerpool.chat.settings import Settings
 from samplerpool.chat.transcript import Transcript
-from samplerpool.errors import SamplerPoolError, log_hint
-from samplerpool.types import Message
 
 ANSWERED, FAILED, INTERRUPTED = 0, 1, 130
 """Exit codes."""
@@ -18,31 +24,16 @@ ANSWERED, FAILED, INTERRUPTED = 0, 1, 130
 HOW_TO_LEAVE = "To leave, type exit or press Ctrl-D. (clear starts a new conversation.)"
 
 
-class Ending(Protocol):
-    """How a request ended: ``client.continuation.ContinuedAnswer`` has it."""
-
-    finish_reason: str | None
-    completion_tokens: int
-    message: Message | None
-
-
-class ChatSampler(Protocol):
-    """What the chat needs of a sampler."""
-
-    @property
-    def last(self) -> Ending | None:
-        """How this thread's latest ``generate`` ended, where it is known."""
-
-    def generate(self, messages: list[Message], tools: str | None = None, **params: Any) -> Generator[str, None, None]:
-        """Yield the answer's text as it comes; closing the generator stops the request."""
-
-
 class Repl:
-    """A conversation over one console with one sampler.
+    """A conversation over one console.
 
     Args:
-        params: sampling parameters of every turn.
-        gone: says, after a failed turn, why no further turn can succeed; ``None`` means that one can.
+        sampler: answers until ``/attach`` leads elsewhere.
+        params: sampling parameters at the start.
+        gone: says, after a failed turn, why ``sampler`` cannot answer any more; ``None`` means that it can.
+        connect: attaches to a pool, by name or connection file; None where that cannot be.
+        conversations: the folder where conversations are kept; None to keep none.
+        edit: lets the user change a text.
     """
 
     def __init__(
@@ -52,39 +43,53 @@ class Repl:
         transcript: Transcript,
         params: Mapping[str, Any],
         gone: Callable[[], str | None] = lambda: None,
+        *,
+        connect: Callable[[str], OpenSampler] | None = None,
+        conversations: Path | None = None,
+        edit: Callable[[str], str] = edit,
     ) -> None:
-        self._sampler = sampler
-        self._console = console
-        self._transcript = transcript
-        self._params = params
-        self._gone = gone
-        self._any_failed = False
+        attached = Attached(sampler, connect)
+        autosave = Autosave(conversations, console.notice)
+        self._chat = Chat(
+            console,
+            transcript,
+            Settings(params),
+            attached,
+            autosave,
+            edit,
+            lambda: gone() if attached.sampler is sampler else None,
+        )
 
     def run(self) -> int:
         """Read and answer until the end.
 
         Returns:
-            The exit code: 0; 1 if the worker is gone for good, or piped input had a turn that failed; 130 if piped
-            input was interrupted.
+            The exit code: 0; 1 if the worker is gone for good, or piped input had a turn or a command that failed; 130
+            if piped input was interrupted.
         """
-        while True:
+        with closing(self._chat.attached):
+            return self._run()
+
+    def _run(self) -> int:
+        chat = self._chat
+        while not chat.over:
             try:
-                code = self._step()
+                self._step()
             except KeyboardInterrupt:
-                if not self._console.interactive:
+                chat.transcript.stop()
+                if not chat.console.interactive:
                     return INTERRUPTED
-                self._console.notice(HOW_TO_LEAVE)
-                continue
+                chat.console.notice(HOW_TO_LEAVE)
             except BrokenPipeError:
                 discard_output()
                 return FAILED
-            if code is not None:
-                return code
+        self._say_what_is_kept()
+        return self._code()
 
     def once(self, question: str) -> int:
         """Answer a single question; returns the exit code."""
         try:
-            self._turn(question)
+            self._ask(question)
         except KeyboardInterrupt:
             return INTERRUPTED
         except BrokenPipeError:
@@ -92,76 +97,45 @@ class Repl:
             return FAILED
         return self._code()
 
-    def _step(self) -> int | None:
-        """One message; returns the exit code if it was the last."""
+    def _step(self) -> None:
+        """One message."""
         try:
-            command = interpret(self._console.read())
+            command = interpret(self._chat.console.read())
         except EOFError:
             command = Run("exit")
         match command:
-            case Run("exit"):
-                return self._code()
-            case Run("clear"):
-                self._transcript.clear()
-                self._console.notice("The conversation starts anew.")
-            case Run("help"):
-                for spec in COMMANDS.values():
-                    self._console.notice(f"{spec.usage}  {spec.help}")
-            case Run(name):
-                self._refuse(f"/{name} cannot be used here.")
+            case Run(name, argument):
+                self._do(name, argument)
             case Refused(why):
-                self._refuse(why)
+                self._chat.any_failed = True
+                self._chat.console.error(why)
             case Ask(text):
-                return self._turn(text)
+                self._ask(text)
             case Nothing():
                 pass
-        return None
 
-    def _refuse(self, why: str) -> None:
-        self._any_failed = True
-        self._console.error(why)
-
-    def _code(self) -> int:
-        return FAILED if self._any_failed and not self._console.interactive else ANSWERED
-
-    def _turn(self, question: str) -> int | None:
-        """Ask, show the answer, remember what is to be remembered; returns an exit code if no turn can follow."""
-        self._transcript.ask(question)
-        self._console.begin_answer()
+    def _do(self, name: str, argument: str) -> None:
+        """One command. What goes wrong costs the command alone."""
         try:
-            self._stream()
-        except KeyboardInterrupt:
-            self._transcript.stop()
-            self._console.end_answer()
-            if not self._console.interactive:
-                raise
-            self._console.notice("(stopped)")
+            ACTIONS[name](self._chat, argument)
         except BrokenPipeError:
             raise
+        except KeyboardInterrupt:
+            if not self._chat.console.interactive:
+                raise
+            self._chat.transcript.stop()
+            self._chat.console.notice("(stopped)")
         except Exception as error:
-            self._transcript.fail()
-            self._console.end_answer()
-            return self._failed(error)
-        else:
-            last = self._sampler.last
-            self._transcript.complete(last.message if last else None)
-            self._console.end_answer()
-            if last and last.finish_reason == "length":
-                self._console.notice(f"(cut off after {last.completion_tokens} tokens; max_new_tokens allows more)")
-        return None
+            self._chat.failed(error)
 
-    def _stream(self) -> None:
-        with closing(self._sampler.generate(self._transcript.messages, **self._params)) as stream:
-            for text in stream:
-                self._transcript.receive(text)
-                self._console.write(text)
+    def _ask(self, question: str) -> None:
+        self._chat.transcript.ask(question)
+        answering.answer(self._chat)
 
-    def _failed(self, error: Exception) -> int | None:
-        self._any_failed = True
-        kind = "" if isinstance(error, SamplerPoolError) else f"{type(error).__name__}: "
-        self._console.error(f"Error: {kind}{error}{log_hint(error)}")
-        reason = self._gone()
-        if reason is None:
-            return None
-        self._console.error(f"The chat ends here: {reason}")
-        return FAILED
+    def _code(self) -> int:
+        chat = self._chat
+        return FAILED if chat.gone_for_good or (chat.any_failed and not chat.console.interactive) else ANSWERED
+
+    def _say_what_is_kept(self) -> None:
+        if self._chat.autosave.path is not None:
+            self._chat.console.notice("This conversation is kept; /load in the next chat goes on with it.")

@@ -7,14 +7,14 @@ import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
 
+from samplerpool.chat.autosave import CONVERSATIONS
 from samplerpool.chat.console import Console, open_console, plain_console, plain_reader
 from samplerpool.chat.encodings import tolerate_any_text
 from samplerpool.chat.json_console import JsonConsole
 from samplerpool.chat.repl import Repl
 from samplerpool.chat.transcript import Transcript
 from samplerpool.config.folders import state_folder
-from samplerpool.config.sampling import sampling_params
-from samplerpool.errors import InvalidParameter, UsageError
+from samplerpool.errors import UsageError
 from samplerpool.samplers.sync_sampler import SyncSampler
 
 
@@ -40,7 +40,15 @@ def converse(
     """
     transcript = Transcript(system)
     console = _console(sampler, transcript, asked=question is not None, form=form)
-    repl = Repl(sampler, console, transcript, params, lambda: why_gone(sampler))
+    repl = Repl(
+        sampler,
+        console,
+        transcript,
+        params,
+        lambda: why_gone(sampler),
+        connect=SyncSampler.connect,
+        conversations=state_folder() / CONVERSATIONS if console.interactive else None,
+    )
     return repl.run() if question is None else repl.once(question)
 
 
@@ -81,20 +89,6 @@ def one_message(once: str | None, stdin: TextIO | None) -> str | None:
     if not document.strip():
         raise UsageError("--stdin sends what comes in on standard input, and nothing came.")
     return document if once is None else f"{once}\n\n{document}"
-
-
-def chat_params(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Sampling parameters, checked for a chat.
-
-    Raises:
-        InvalidParameter: one does not exist, is out of range, or asks for several answers.
-    """
-    given = sampling_params(params).given()
-    if given.get("num_return_sequences", 1) > 1:
-        raise InvalidParameter(
-            f"A chat shows one answer a turn, not {given['num_return_sequences']}; leave num_return_sequences out."
-        )
-    return given
 
 
 def why_gone(sampler: SyncSampler) -> str | None:

@@ -1,8 +1,13 @@
-"""The conversation so far. Knows nothing of terminals or samplers."""
+"""The conversation so far: turns, the question in progress, what goes with the next one. Pure."""
 
 from __future__ import annotations
 
-from samplerpool.types import Message, Role
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from samplerpool.errors import UsageError
+from samplerpool.types import Content, Message, Role
 
 
 def text_message(role: Role, text: str) -> Message:
@@ -10,63 +15,375 @@ def text_message(role: Role, text: str) -> Message:
     return {"role": role, "content": [{"type": "text", "value": text}]}
 
 
+def text_of(message: Message) -> str:
+    """The text blocks of a message, joined."""
+    return "".join(block["value"] for block in message["content"] if block["type"] == "text")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What was said to the model, and its answer.
+
+    Args:
+        asked: the user's message, results of tools before it; or such results alone.
+        answer: the answer, parsed where the worker did that.
+        text: the answer as the model wrote it, the prefill in front; empty where that is not known.
+        prefill: how the answer was made to begin.
+        cut: it was stopped, or ended at its limit, and can go on.
+        earlier: the answer that this one took the place of.
+    """
+
+    asked: tuple[Message, ...]
+    answer: Message
+    text: str = ""
+    prefill: str = ""
+    cut: bool = False
+    earlier: Message | None = None
+
+
+@dataclass(frozen=True)
+class Question:
+    """A turn without its answer.
+
+    Args:
+        instead_of: the turn whose place it takes.
+        again: it asks that turn's question word for word, so that the turn stands if this fails.
+        earlier: becomes that of the turn.
+    """
+
+    asked: tuple[Message, ...]
+    prefill: str = ""
+    instead_of: Turn | None = None
+    again: bool = False
+    earlier: Message | None = None
+
+
 class Transcript:
     """System prompt, finished turns, and at most one turn in progress.
 
-    A turn is begun with ``ask``, grows with ``receive``, and ends with ``complete``, ``stop`` or ``fail``. Only what
-    was answered stays: a question without an answer would change how the model reads the next one.
+    A turn is begun with ``ask``, ``ask_again``, ``ask_instead``, ``ask_with_results`` or ``go_on``, grows with
+    ``receive``, and ends with ``complete``, ``stop`` or ``fail``. Only what was answered is shown to the model: a
+    question without an answer would change how it reads the next one. Such a question is kept for ``ask_again``, until
+    the next one is asked.
 
     Args:
         system: the system prompt; it survives ``clear``.
+
+    ``tools`` is the JSON text of the tools on offer, ``prefill`` how the next answer is to begin, ``blocks`` is what
+    goes in front of the next message.
     """
 
     def __init__(self, system: str | None = None) -> None:
-        self._opening: list[Message] = [text_message("system", system)] if system else []
-        self._turns: list[Message] = []
-        self._question: Message | None = None
+        self._opening: list[Message] = []
+        self.turns: list[Turn] = []
+        self.question: Question | None = None
+        self.waiting: Question | None = None
+        self.tools: str | None = None
+        self.prefill = ""
+        self.blocks: list[Content] = []
+        self._results: dict[int, str] = {}
         self._answer: list[str] = []
+        self._gone_on = 0
+        self.set_system(system)
+
+    # ---- what there is --------------------------------------------------------------------------------------------
+
+    @property
+    def system(self) -> str:
+        """The system prompt, empty for none."""
+        return "".join(map(text_of, self._opening))
+
+    def set_system(self, text: str | None) -> None:
+        """Another system prompt, or none."""
+        self._opening = [text_message("system", text)] if text else []
 
     @property
     def messages(self) -> list[Message]:
         """What the model is to see: all finished turns, and the question in progress."""
-        pending = [self._question] if self._question else []
-        return [*self._opening, *self._turns, *pending]
+        return [*self._finished(), *(self.question.asked if self.question else ())]
+
+    @property
+    def everything(self) -> list[Message]:
+        """All that would be lost: finished turns, the question in progress or without an answer, the answer so far."""
+        asked = self.question or self.waiting
+        answer = [text_message("assistant", self.answer)] if self.question and self._answer else []
+        return [*self._finished(), *(asked.asked if asked else ()), *answer]
+
+    def _finished(self) -> list[Message]:
+        return [*self._opening, *(message for turn in self.turns for message in (*turn.asked, turn.answer))]
 
     @property
     def answer(self) -> str:
-        """What has come of the answer in progress."""
-        return "".join(self._answer)
+        """What has come of the answer in progress, the prefill in front."""
+        return (self.question.prefill if self.question else "") + "".join(self._answer)
+
+    @property
+    def last(self) -> Turn:
+        """The latest turn.
+
+        Raises:
+            UsageError: there is none.
+        """
+        if not self.turns:
+            raise UsageError("There is no answer yet.")
+        return self.turns[-1]
+
+    @property
+    def last_question(self) -> str:
+        """The text of the latest question, answered or not.
+
+        Raises:
+            UsageError: there is none.
+        """
+        if self.waiting is None and not self.turns:
+            raise UsageError("There is no question yet.")
+        asked = self.waiting.asked if self.waiting else self.turns[-1].asked
+        return text_of(asked[-1]) if asked else ""
+
+    @property
+    def last_answer(self) -> str:
+        """The text of the latest answer; as ``last``."""
+        return text_of(self.last.answer)
+
+    @property
+    def last_prompt(self) -> tuple[list[Message], str]:
+        """What the model saw, or is to see, of the latest question: messages, and how the answer begins.
+
+        Raises:
+            UsageError: nothing was asked yet.
+        """
+        if self.waiting is not None:
+            return [*self._finished(), *self.waiting.asked], self.waiting.prefill
+        if not self.turns:
+            raise UsageError("There is no question yet.")
+        return self._finished()[:-1], self.turns[-1].prefill
+
+    def check_not_empty(self) -> None:
+        """Refuse a conversation in which nothing was said.
+
+        Raises:
+            UsageError
+        """
+        if not self.turns and self.waiting is None:
+            raise UsageError("Nothing was said yet.")
+
+    # ---- a turn begins --------------------------------------------------------------------------------------------
 
     def ask(self, question: str) -> None:
         """Begin a turn; one that is still in progress counts as stopped."""
         self.stop()
-        self._question = text_message("user", question)
+        words: Content = {"type": "text", "value": question}
+        asked: Message = {"role": "user", "content": [*_joined(self.blocks, words)]}
+        self._begin(Question((*self._taken_results(), asked), self.prefill))
+        self.blocks = []
+
+    def ask_again(self) -> None:
+        """Begin the last turn anew: the question that failed, or the one that was answered last.
+
+        Raises:
+            UsageError: nothing was asked yet.
+        """
+        if self.waiting is not None:
+            self._begin(self.waiting)
+        elif not self.turns:
+            raise UsageError("There is no question yet.")
+        else:
+            turn = self.turns.pop()
+            self._begin(Question(turn.asked, self.prefill or turn.prefill, turn, again=True, earlier=turn.answer))
+
+    def ask_instead(self, text: str) -> None:
+        """Begin a turn in place of the last one, with this text; images that went with the question stay.
+
+        Raises:
+            UsageError: nothing was asked yet.
+        """
+        self.ask_again()
+        assert self.question is not None
+        asked = self.question.asked or (text_message("user", ""),)
+        changed = (*asked[:-1], _with_text(asked[-1], text))
+        self.question = replace(self.question, asked=changed, again=False, earlier=None)
+
+    def go_on(self) -> Turn:
+        """Begin to lengthen the last answer.
+
+        Returns:
+            The turn as it was.
+
+        Raises:
+            UsageError: there is none, or it had come to its end.
+        """
+        if not self.last.cut:
+            raise UsageError("The last answer had come to its end; /retry asks for another one.")
+        turn = self.turns.pop()
+        self._begin(Question(turn.asked, turn.prefill, turn, again=True, earlier=turn.earlier))
+        self._answer = [turn.text.removeprefix(turn.prefill)]
+        self._gone_on = 1
+        return turn
+
+    def _begin(self, question: Question) -> None:
+        self.question, self.waiting = question, None
+        self.prefill = ""
+        self._answer, self._gone_on = [], 0
+
+    # ---- a turn goes on and ends ----------------------------------------------------------------------------------
 
     def receive(self, text: str) -> None:
         """The answer in progress goes on with this text."""
         self._answer.append(text)
 
-    def complete(self, message: Message | None = None) -> None:
-        """The turn is answered: by the text received, or by ``message`` where the worker has parsed that text."""
-        if self._question:
-            self._turns += [self._question, message or text_message("assistant", self.answer)]
+    def complete(self, message: Message | None = None, *, cut: bool = False) -> None:
+        """The turn is answered: by the text received, or by ``message`` where the worker has parsed that text.
+
+        Args:
+            cut: the answer ended at its limit.
+        """
+        if asked := self.question:
+            said = message or text_message("assistant", self.answer)
+            self.turns.append(Turn(asked.asked, said, self.answer, asked.prefill, cut, asked.earlier))
+            self._results.clear()
         self._end_turn()
 
-    def stop(self) -> None:
-        """The turn was cut short by the user: keep what came of the answer; if nothing came, forget the question."""
-        if self.answer:
-            self.complete()
-        self._end_turn()
+    def stop(self, message: Message | None = None) -> None:
+        """The turn was cut short by the user: keep what came of the answer; if nothing came, it failed."""
+        if len(self._answer) > self._gone_on:
+            self.complete(message, cut=True)
+        else:
+            self.fail()
 
     def fail(self) -> None:
-        """The turn failed: forget its question and what came of the answer."""
-        self._end_turn()
-
-    def clear(self) -> None:
-        """Forget all turns."""
-        self._turns.clear()
+        """The turn failed: forget what came; keep the question, or the turn that it was to take the place of."""
+        if (asked := self.question) is not None:
+            if asked.again and asked.instead_of:
+                self.turns.append(asked.instead_of)
+            else:
+                self.waiting = asked
         self._end_turn()
 
     def _end_turn(self) -> None:
-        self._question = None
-        self._answer.clear()
+        self.question = None
+        self._answer, self._gone_on = [], 0
+
+    # ---- changes between turns ------------------------------------------------------------------------------------
+
+    def clear(self) -> None:
+        """Forget all turns, and what was to go with the next message."""
+        self.turns.clear()
+        self._results.clear()
+        self.blocks, self.prefill = [], ""
+        self.waiting = None
+        self._end_turn()
+
+    def undo(self) -> str:
+        """Take the last question back, with its answer. One that had taken the place of another gives it back.
+
+        Returns:
+            Its text.
+
+        Raises:
+            UsageError: there is none.
+        """
+        text = self.last_question
+        if self.waiting is None:
+            self.turns.pop()
+        else:
+            self.turns += [self.waiting.instead_of] if self.waiting.instead_of else []
+            self.waiting = None
+        self._results.clear()
+        return text
+
+    def put_answers(self, chosen: Message, text: str, other: Message, *, cut: bool = False) -> None:
+        """Answer the last question with the better one of two answers; the other one becomes the earlier one.
+
+        Args:
+            text: of the chosen one, without the prefill.
+            cut: it ended at its limit.
+        """
+        self.ask_again()
+        assert self.question is not None
+        self.question = replace(self.question, earlier=other)
+        self._answer = [text]
+        self.complete(chosen, cut=cut)
+
+    def swap(self) -> None:
+        """Put the earlier answer in the place of the last one, and the other way round.
+
+        Raises:
+            UsageError: there is no earlier one.
+        """
+        turn = self.last
+        if turn.earlier is None:
+            raise UsageError("The last question has one answer only; /retry or /compare gives another one.")
+        self.turns[-1] = Turn(turn.asked, turn.earlier, prefill=turn.prefill, earlier=turn.answer)
+        self._results.clear()
+
+    def load(self, messages: Sequence[Message], tools: str | None) -> None:
+        """Go on with a conversation from elsewhere. What is behind its last answer waits for ``ask_again``."""
+        self.clear()
+        self.tools = tools
+        first = next((i for i, message in enumerate(messages) if message["role"] != "system"), len(messages))
+        self._opening = list(messages[:first])
+        asked: list[Message] = []
+        for message in messages[first:]:
+            if message["role"] == "assistant":
+                self.turns.append(_loaded_turn(tuple(asked), message))
+                asked = []
+            else:
+                asked.append(message)
+        self.waiting = Question(tuple(asked)) if asked else None
+
+    # ---- tools ----------------------------------------------------------------------------------------------------
+
+    @property
+    def open_calls(self) -> list[str]:
+        """Names of the functions that the last answer calls and that have no result yet, in order."""
+        return [name for place, name in enumerate(self._calls()) if place not in self._results]
+
+    def _calls(self) -> list[str]:
+        blocks = self.turns[-1].answer["content"] if self.turns else []
+        return [_called(block["value"]) for block in blocks if block["type"] == "tool_call"]
+
+    def answer_call(self, result: str, name: str | None = None) -> None:
+        """Give the result of one of the last answer's calls: the first without one, or the first of that name.
+
+        Raises:
+            UsageError: there is no such call.
+        """
+        for place, called in enumerate(self._calls()):
+            if place not in self._results and name in (None, called):
+                self._results[place] = result
+                return
+        raise UsageError("The last answer waits for no tool's result.")
+
+    def ask_with_results(self) -> None:
+        """Begin a turn that says the results of tools, and nothing else."""
+        self._begin(Question(tuple(self._taken_results()), self.prefill))
+
+    def _taken_results(self) -> list[Message]:
+        return [text_message("tool", self._results[place]) for place in sorted(self._results)]
+
+
+def _joined(blocks: Sequence[Content], words: Content) -> list[Content]:
+    """Files and words as one text, since templates differ in how they join several; media stay blocks of their own."""
+    texts = [block["value"] for block in blocks if block["type"] == "text"]
+    media = [block for block in blocks if block["type"] != "text"]
+    return [*media, {"type": "text", "value": "\n\n".join([*texts, words["value"]])}]
+
+
+def _with_text(message: Message, text: str) -> Message:
+    media: list[Content] = [block for block in message["content"] if block["type"] != "text"]
+    return {"role": message["role"], "content": [*media, {"type": "text", "value": text}]}
+
+
+def _loaded_turn(asked: tuple[Message, ...], answer: Message) -> Turn:
+    """Whether it had come to its end is not known of it: where it is plain text, it can go on."""
+    plain = all(block["type"] == "text" for block in answer["content"])
+    text = text_of(answer) if plain else ""
+    return Turn(asked, answer, text, cut=bool(text))
+
+
+def _called(value: str) -> str:
+    try:
+        call = json.loads(value)
+    except ValueError:
+        return ""
+    return str(call.get("name", "")) if isinstance(call, dict) else ""

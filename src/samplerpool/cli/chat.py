@@ -11,7 +11,8 @@ import click
 from samplerpool.chat.console import plain_console
 from samplerpool.chat.json_console import FORMS, RESULT
 from samplerpool.chat.pools import chosen_pool
-from samplerpool.chat.session import chat_params, converse, one_message
+from samplerpool.chat.session import converse, one_message
+from samplerpool.chat.settings import chat_params
 from samplerpool.cli.command import Command
 from samplerpool.cli.loading import loading_display
 from samplerpool.cli.options import (

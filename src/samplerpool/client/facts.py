@@ -26,6 +26,7 @@ class WorkerFacts:
         tokens_per_s: over the last few seconds, of all requests.
         adapters: that a request may choose.
         answer_tags: by the kind of block (``think``, ``tool_call``), the opening and closing tag around it in answers.
+        defaults: sampling parameters that it was started with, by name.
     """
 
     index: int
@@ -41,6 +42,7 @@ class WorkerFacts:
     tokens_per_s: float = 0.0
     adapters: Sequence[str] = ()
     answer_tags: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 def worker_facts(view: WorkerView, told: Mapping[str, Any], *, answered: bool) -> WorkerFacts:
@@ -63,4 +65,5 @@ def worker_facts(view: WorkerView, told: Mapping[str, Any], *, answered: bool) -
         float(told.get("tokens_per_s", 0.0)),
         tuple(told.get("adapters", ())),
         {kind: (opening, closing) for kind, (opening, closing) in told.get("answer_tags", {}).items()},
+        dict(told.get("defaults", {})),
     )

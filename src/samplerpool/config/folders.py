@@ -50,5 +50,5 @@ def log_folder(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """The REPL's history."""
+    """The chat's history of lines, and its conversations."""
     return Path(environ.get(STATE_VARIABLE) or platformdirs.user_state_path("samplerpool"))

@@ -19,7 +19,8 @@ from samplerpool.batch.output import JOURNAL_SUFFIX, BatchOutput
 from samplerpool.batch.runner import run_batch
 from samplerpool.batch.tally import BatchSummary
 from samplerpool.chat.console import discard_output
-from samplerpool.chat.session import chat_params, converse
+from samplerpool.chat.session import converse
+from samplerpool.chat.settings import chat_params
 from samplerpool.config.arguments import DataArguments
 from samplerpool.config.parser import Arguments, describe_arguments, get_args
 from samplerpool.config.sampling import sampling_params

@@ -1,0 +1,163 @@
+"""One turn: stream the answer, show it, and remember what came, however it ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
+from typing import Any
+
+from samplerpool.chat.answer_stats import AnswerStats
+from samplerpool.chat.attached import Ending
+from samplerpool.chat.context import Chat
+from samplerpool.chat.probabilities import show_probabilities
+from samplerpool.config.sampling import PARAMS
+
+Stream = Generator[str, None, None]
+
+KEEP_EVERY_S = 2.0
+"""How much of an answer a killed terminal may cost."""
+
+
+def answer(chat: Chat, **changes: Any) -> None:
+    """Answer the question in progress.
+
+    Args:
+        **changes: sampling parameters of this turn alone; None takes one back.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C where nobody types; BrokenPipeError: nobody reads.
+    """
+    question = chat.transcript.question
+    assert question is not None
+    params = {name: value for name, value in {**chat.settings.params, **changes}.items() if value is not None}
+    _Turn(chat).run(lambda: _asked(chat, question.prefill, params), question.prefill)
+
+
+def go_on(chat: Chat) -> None:
+    """Lengthen the last answer by as many tokens as an answer may have.
+
+    Where the request is still known the text is what a larger limit would have given; a loaded answer is put in as
+    the beginning of a new one.
+
+    Raises: as ``answer``; UsageError: there is nothing to lengthen.
+    """
+    ending = chat.ending
+    turn = chat.transcript.go_on()
+    if ending is None:
+        _Turn(chat).run(lambda: _asked(chat, turn.text, chat.settings.params), "")
+        return
+    more = chat.settings.params.get("max_new_tokens", PARAMS["max_new_tokens"].default)
+    _Turn(chat).run(
+        lambda: chat.attached.sampler.go_on(ending, more, on_wait=chat.console.aside, **chat.attached.where), ""
+    )
+
+
+def _asked(chat: Chat, prefill: str, params: Mapping[str, Any]) -> Stream:
+    return chat.attached.sampler.generate(
+        chat.transcript.messages,
+        chat.transcript.tools,
+        prefill=prefill,
+        on_wait=chat.console.aside,
+        **chat.attached.where,
+        **params,
+    )
+
+
+class _Turn:
+    """The course of one answer."""
+
+    def __init__(self, chat: Chat) -> None:
+        self._chat = chat
+        self._console = chat.console
+        self._transcript = chat.transcript
+        self._began = time.monotonic()
+        self._first_s: float | None = None
+        self._before = chat.attached.sampler.last
+
+    def run(self, begin: Callable[[], Stream], shown: str) -> None:
+        """Show the answer, ``shown`` in front, and end the turn as it ended.
+
+        Args:
+            begin: makes the stream; may fail.
+        """
+        try:
+            self._chat.keep()
+            self._console.begin_answer(tags=self._chat.attached.answer_tags, tokens=self._tokens)
+            if shown:
+                self._console.write(shown)
+            self._receive(begin())
+        except KeyboardInterrupt:
+            self._stopped()
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            self._failed(error)
+        else:
+            self._completed()
+        finally:
+            self._chat.keep()
+
+    def _receive(self, stream: Stream) -> None:
+        kept = self._began
+        with closing(stream):
+            for text in stream:
+                now = time.monotonic()
+                if self._first_s is None:
+                    self._first_s = now - self._began
+                    self._begin_inside_reasoning()
+                self._transcript.receive(text)
+                self._console.write(text)
+                if now - kept > KEEP_EVERY_S:
+                    self._chat.keep()
+                    kept = now
+
+    def _begin_inside_reasoning(self) -> None:
+        """Whether the prompt has opened the reasoning is known when the first text is there."""
+        if self._last is not None and self._last.reasoning_open and not self._transcript.answer:
+            self._console.begin_reasoning()
+
+    def _completed(self) -> None:
+        last = self._last
+        reason = last.finish_reason if last else None
+        self._transcript.complete(last.message if last else None, cut=reason == "length")
+        self._end(last, reason)
+
+    def _stopped(self) -> None:
+        self._transcript.stop()
+        self._end(self._last, None)
+        if not self._console.interactive:
+            raise KeyboardInterrupt
+        waiting = self._transcript.waiting is not None
+        self._console.notice("(stopped) /retry asks again" if waiting else "(stopped) /continue goes on")
+
+    def _failed(self, error: Exception) -> None:
+        self._transcript.fail()
+        self._console.end_answer(None)
+        self._chat.failed(error)
+        reason = self._chat.gone()
+        if reason is not None:
+            self._console.error(f"The chat ends here: {reason}")
+            self._chat.over = self._chat.gone_for_good = True
+
+    def _end(self, last: Ending | None, reason: str | None) -> None:
+        if last is None:
+            self._console.end_answer()
+            return
+        elapsed_s = time.monotonic() - self._began
+        stats = AnswerStats(reason, len(last.token_ids), last.prompt_tokens or None, self._first_s, elapsed_s)
+        self._chat.stats.append(stats)
+        if self._transcript.turns:
+            self._chat.ended = (self._transcript.turns[-1], last)
+        self._console.end_answer(stats)
+        if last.logprobs and self._console.interactive:
+            show_probabilities(self._chat, last)
+
+    @property
+    def _last(self) -> Ending | None:
+        """How this request goes; that of the turn before does not count."""
+        last = self._chat.attached.sampler.last
+        return None if last is self._before else last
+
+    def _tokens(self) -> int:
+        return len(self._last.token_ids) if self._last else 0
