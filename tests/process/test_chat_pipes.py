@@ -116,6 +116,12 @@ def test_a_document_is_one_message_behind_the_question(pool: SyncSampler) -> Non
     assert "nothing came" in result.stderr
 
 
+def test_commands_work_in_a_pipe_and_what_is_none_is_never_sent(pool: SyncSampler) -> None:
+    result = chat(stdin="/set max_new_tokens 3\nabcdef\n/sett x 3\n//sett x 3\n")
+    assert (result.stdout, result.returncode) == ("abc\n/se\n", 1)
+    assert "no command /sett; the nearest one is /set NAME VALUE" in result.stderr
+
+
 # ---- JSON -----------------------------------------------------------------------------------------------------------
 
 

@@ -32,6 +32,7 @@ def clear(chat: Chat, _argument: str) -> None:
     chat.keep()
     chat.transcript.clear()
     chat.autosave.begin_another()
+    chat.console.last_stats = None
     chat.console.notice("The conversation starts anew.")
 
 

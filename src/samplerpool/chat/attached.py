@@ -6,12 +6,20 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Protocol
 
 from samplerpool.client.facts import WorkerFacts
-from samplerpool.errors import UsageError
+from samplerpool.errors import SamplerPoolError, UsageError
 from samplerpool.types import Message, RenderedPrompt, TokenLogprobs
 
 
 class Ending(Protocol):
-    """How a request ended: ``client.continuation.ContinuedAnswer`` has it."""
+    """How a request goes, or ended: ``client.continuation.ContinuedAnswer`` has it."""
+
+    @property
+    def text(self) -> str:
+        """All text so far."""
+
+    @property
+    def error(self) -> SamplerPoolError | None:
+        """Why it failed, if it did."""
 
     @property
     def finish_reason(self) -> str | None:

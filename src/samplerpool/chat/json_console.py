@@ -4,41 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from samplerpool.chat.answer_stats import AnswerStats
+from samplerpool.chat.attached import Ending
 from samplerpool.chat.console import Console
 from samplerpool.chat.styles import Line
 from samplerpool.data.answers import Answer, RowResult, output_row
 from samplerpool.data.json_text import to_json
 from samplerpool.data.rows import Row
 from samplerpool.errors import SamplerPoolError
-from samplerpool.types import FinishReason, Message, TokenLogprobs
+from samplerpool.types import FinishReason, Message
 
 RESULT, EVENTS = "result", "events"
 FORMS = (RESULT, EVENTS)
 """One object a turn; or before it one at the start, and one each time that tokens have come."""
-
-
-class AnswerInProgress(Protocol):
-    """What is told of an answer: ``client.continuation.ContinuedAnswer`` has it."""
-
-    @property
-    def text(self) -> str: ...
-    @property
-    def token_ids(self) -> Sequence[int]: ...
-    @property
-    def logprobs(self) -> Sequence[TokenLogprobs] | None: ...
-    @property
-    def seed(self) -> int | None: ...
-    @property
-    def prompt_tokens(self) -> int: ...
-    @property
-    def finish_reason(self) -> str | None: ...
-    @property
-    def message(self) -> Message | None: ...
-    @property
-    def error(self) -> SamplerPoolError | None: ...
 
 
 class JsonConsole(Console):
@@ -63,7 +43,7 @@ class JsonConsole(Console):
         stderr: TextIO,
         *,
         form: str,
-        latest: Callable[[], AnswerInProgress | None],
+        latest: Callable[[], Ending | None],
         conversation: Callable[[], list[Message]],
     ) -> None:
         super().__init__(read_line, stdout, stderr, interactive=False)
@@ -120,17 +100,17 @@ class JsonConsole(Console):
             super().error("".join(text for _, text in line))
 
     @property
-    def _answer(self) -> AnswerInProgress | None:
+    def _answer(self) -> Ending | None:
         latest = self._latest()
         return None if latest is self._before else latest
 
-    def _end(self, answer: AnswerInProgress | None, error: SamplerPoolError | None) -> None:
+    def _end(self, answer: Ending | None, error: SamplerPoolError | None) -> None:
         self._open = False
         result = self._result(answer, error)
         self._put({"event": "end", **result} if self._events else result)
         self._turns += 1
 
-    def _result(self, answer: AnswerInProgress | None, error: SamplerPoolError | None) -> dict[str, Any]:
+    def _result(self, answer: Ending | None, error: SamplerPoolError | None) -> dict[str, Any]:
         row = RowResult(Row(self._turns, messages=self._question), 0, answer.seed if answer else None, error=error)
         if answer is not None and error is None:
             row.answer = Answer(
@@ -153,7 +133,7 @@ class JsonConsole(Console):
         self._stdout.flush()
 
 
-def _finish_reason(answer: AnswerInProgress) -> FinishReason:
+def _finish_reason(answer: Ending) -> FinishReason:
     match answer.finish_reason:
         case "stop" | "length" as reason:
             return reason

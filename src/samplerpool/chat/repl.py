@@ -60,6 +60,11 @@ class Repl:
             lambda: gone() if attached.sampler is sampler else None,
         )
 
+    @property
+    def attached(self) -> Attached:
+        """Who answers now."""
+        return self._chat.attached
+
     def run(self) -> int:
         """Read and answer until the end.
 

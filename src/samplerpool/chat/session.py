@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
+from samplerpool.chat.answer_view import ViewOptions
+from samplerpool.chat.attached import Attached
 from samplerpool.chat.autosave import CONVERSATIONS
 from samplerpool.chat.console import Console, open_console, plain_console, plain_reader
 from samplerpool.chat.encodings import tolerate_any_text
 from samplerpool.chat.json_console import JsonConsole
 from samplerpool.chat.repl import Repl
+from samplerpool.chat.surroundings import completion_sources, status_facts
 from samplerpool.chat.transcript import Transcript
 from samplerpool.config.folders import state_folder
 from samplerpool.errors import UsageError
@@ -25,6 +28,7 @@ def converse(
     system: str | None = None,
     question: str | None = None,
     form: str | None = None,
+    view: ViewOptions | None = None,
 ) -> int:
     """Chat until the user leaves, or the input ends.
 
@@ -33,13 +37,19 @@ def converse(
         system: the system prompt.
         question: answer just this, on standard output, instead.
         form: write answers as JSON lines, ``json_console.FORMS``.
+        view: how answers are shown on a terminal, at the beginning.
 
     Returns:
         The exit code: 0; 1 if the worker is gone for good, or a question or command without a terminal failed; 130 if
         one of those was interrupted.
     """
     transcript = Transcript(system)
-    console = _console(sampler, transcript, asked=question is not None, form=form)
+
+    def attached() -> Attached:  # /attach changes it
+        return repl.attached
+
+    console = _console(attached, transcript, asked=question is not None, form=form)
+    console.view = view or console.view
     repl = Repl(
         sampler,
         console,
@@ -52,7 +62,7 @@ def converse(
     return repl.run() if question is None else repl.once(question)
 
 
-def _console(sampler: SyncSampler, transcript: Transcript, *, asked: bool, form: str | None) -> Console:
+def _console(attached: Callable[[], Attached], transcript: Transcript, *, asked: bool, form: str | None) -> Console:
     if form is not None:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(encoding="utf-8")  # as JSON is, whatever the locale
@@ -61,10 +71,16 @@ def _console(sampler: SyncSampler, transcript: Transcript, *, asked: bool, form:
             sys.stdout,
             sys.stderr,
             form=form,
-            latest=lambda: sampler.last,
+            latest=lambda: attached().sampler.last,
             conversation=lambda: transcript.messages,
         )
-    return plain_console(None, sys.stdout, sys.stderr) if asked else open_console(state_folder())
+    if asked:
+        return plain_console(None, sys.stdout, sys.stderr)
+    return open_console(
+        state_folder(),
+        sources=completion_sources(attached, lambda: transcript.open_calls),
+        look=lambda: status_facts(attached().sampler.workers(), attached().worker),
+    )
 
 
 def one_message(once: str | None, stdin: TextIO | None) -> str | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
+from samplerpool.chat.answer_view import ReasoningView, ViewOptions
 from samplerpool.chat.console import plain_console
 from samplerpool.chat.json_console import FORMS, RESULT
 from samplerpool.chat.pools import chosen_pool
@@ -42,6 +43,14 @@ from samplerpool.samplers.sync_sampler import SyncSampler
     flag_value=RESULT,
     help="Write answers as JSON lines: one a turn, or with events, one whenever tokens come.",
 )
+@click.option(
+    "--reasoning",
+    type=click.Choice(get_args(ReasoningView)),
+    default="full",
+    show_default=True,
+    help="How the model's reasoning is shown: whole, as one line that counts, or not at all.",
+)
+@click.option("--markdown", is_flag=True, help="Draw Markdown in answers instead of showing it as it was written.")
 @sampling_options
 @model_options
 @click.pass_context
@@ -56,6 +65,8 @@ def command(
     once: str | None,
     document: bool,
     form: str | None,
+    reasoning: ReasoningView,
+    markdown: bool,
     sampling: dict[str, Any],
     **model_settings: Any,
 ) -> int:
@@ -75,7 +86,8 @@ def command(
     check_unheard(context, () if own else model_settings)
     question = one_message(once, sys.stdin if document else None)
     with _launch(model, model_settings) if own else _attach(connect or pool, worker) as sampler:
-        return converse(sampler, params, system=system, question=question, form=form)
+        view = ViewOptions(reasoning, markdown)
+        return converse(sampler, params, system=system, question=question, form=form, view=view)
 
 
 def _attach(pool: str | Path | None, worker: int | None) -> SyncSampler:
