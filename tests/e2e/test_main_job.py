@@ -130,6 +130,29 @@ def test_a_loaded_model_is_sampled_through_a_socket(loaded: ModelEngine) -> None
     assert samples[0]["generation"]["text"] == "".join(pieces)
 
 
+def test_an_answer_begins_as_wanted_goes_on_later_and_its_prompt_is_shown(loaded: ModelEngine) -> None:
+    arguments, begun = SampleArguments(max_new_tokens=24), "The capital of France is"
+    codec = loaded.renderer.codec
+    with SyncSampler(arguments, ModelArguments(), loaded.model, loaded.renderer) as sampler:
+        shown = sampler.render(QUESTION, prefill=begun)
+        assert "".join(shown.pieces) == codec.decode(shown.token_ids, skip_special_tokens=False)
+        assert "".join(shown.pieces).endswith(f"assistant\n{begun}")
+        text = "".join(sampler.generate(QUESTION, prefill=begun, temperature=0.0, max_new_tokens=4))
+        assert text.startswith(" Paris")
+        last = sampler.last
+        assert last is not None
+        assert last.prompt_ids == list(shown.token_ids)
+        assert last.message == {"role": "assistant", "content": [{"type": "text", "value": begun + text}]}
+
+        whole = "".join(sampler.generate("Tell me a story.", temperature=0.7, seed=3))
+        assert sampler.last is not None
+        tokens = sampler.last.token_ids
+        text = "".join(sampler.generate("Tell me a story.", temperature=0.7, seed=3, max_new_tokens=5))
+        for more in (1, 6, 12):
+            text += "".join(sampler.go_on(sampler.last, more))
+        assert (text, sampler.last.text, sampler.last.token_ids) == (whole, whole, tokens)
+
+
 def test_counted_prompts_are_those_of_the_run(loaded: ModelEngine) -> None:
     rows: list[Any] = [
         {"messages": QUESTION},
