@@ -12,7 +12,7 @@ from typing import Any
 import pexpect
 import pyte
 
-DEADLINE_S = 30.0
+DEADLINE_S = 90.0
 KEYS = {
     "enter": "\r",
     "alt-enter": "\x1b\r",

@@ -23,3 +23,20 @@ def test_a_session_reads_as_it_was_typed(pool: SyncSampler) -> None:
         assert screen.lines[:2] == ["User: [[say:zwölf 😀 漢字]]", "Assistant: zwölf 😀 漢字"]
         screen.press("ctrl-d")
         assert screen.exit_code() == 0
+
+
+def test_the_line_below_the_prompt_says_who_answers_and_how_full_the_context_is(pool: SyncSampler) -> None:
+    with chat_screen() as screen:
+        screen.wait_for("scripted · worker 0 · idle · context 32768")
+        screen.ask("hello")
+        screen.wait_for("tokens/s · context 29/32768")
+
+
+def test_tab_lists_the_commands_with_what_they_do(pool: SyncSampler) -> None:
+    with chat_screen() as screen:
+        screen.at_prompt()
+        screen.send("/")
+        screen.press("tab")
+        screen.wait_for(" help ", "Show all commands, or how one is used.")
+        screen.press("ctrl-c")
+        screen.at_prompt()

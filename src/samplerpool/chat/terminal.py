@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import select
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,7 +16,8 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition, is_searching
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
-from prompt_toolkit.output import ColorDepth, Output, create_output
+from prompt_toolkit.output import ColorDepth, Output
+from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.styles import Style
 
 from samplerpool.chat.completion import CompletionSources, candidates
@@ -104,12 +107,21 @@ class _ChatCompleter(Completer):
             yield Completion(each.text, -each.replaces, display=each.label or each.text, display_meta=each.help)
 
 
-def _quiet_output() -> Output:
+class _QuietOutput(Vt100_Output):
     """The terminal, which is never asked where its cursor is: some do not answer, some answer into the next line."""
-    output = create_output()
-    if hasattr(output, "enable_cpr"):
-        output.enable_cpr = False
-    return output
+
+    @property
+    def responds_to_cpr(self) -> bool:
+        """Whether it may be asked."""
+        return False
+
+    def get_rows_below_cursor_position(self) -> int:
+        """What is certain. While nothing at all is known, neither the status line nor a menu would be drawn."""
+        return 1
+
+
+def _quiet_output() -> Output:
+    return _QuietOutput.from_pty(sys.stdout, os.environ.get("TERM"), ColorDepth.from_env())
 
 
 def _bindings() -> KeyBindings:
