@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import threading
 from pathlib import Path
 
@@ -176,3 +177,12 @@ def test_an_editor_that_fails_is_told() -> None:
         edit("x", {"EDITOR": "false"})
     with pytest.raises(UsageError, match="'no-such-editor' cannot be started: No such file"):
         edit("x", {"EDITOR": "no-such-editor"})
+
+
+def test_ctrl_c_in_the_editor_is_the_editors(tmp_path: Path) -> None:
+    script = tmp_path / "editor"
+    script.write_text('#!/bin/sh\nkill -INT $PPID\necho more >> "$1"\n')
+    script.chmod(0o700)
+    before = signal.getsignal(signal.SIGINT)
+    assert edit("x", {"EDITOR": str(script)}) == "x\nmore"
+    assert signal.getsignal(signal.SIGINT) is before

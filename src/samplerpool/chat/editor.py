@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from samplerpool.errors import UsageError
@@ -50,7 +52,8 @@ def edit(text: str, environ: Mapping[str, str] = os.environ) -> str:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text + "\n")
         try:
-            code = subprocess.run([*command, name], check=False).returncode
+            with _ctrl_c_left_to_the_editor():
+                code = subprocess.run([*command, name], check=False).returncode
         except OSError as error:
             raise UsageError(f"The editor {command[0]!r} cannot be started: {error.strerror}.") from None
         if code != 0:
@@ -58,3 +61,14 @@ def edit(text: str, environ: Mapping[str, str] = os.environ) -> str:
         return path.read_text(encoding="utf-8", errors="replace").rstrip()
     finally:
         path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _ctrl_c_left_to_the_editor() -> Iterator[None]:
+    """Ctrl-C goes to all that share a terminal. In an editor it is a key like others, and here it would end the editor
+    with all that was typed. A function that does nothing is not handed down to it, as ignoring the signal would be."""
+    before = signal.signal(signal.SIGINT, lambda _number, _frame: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
