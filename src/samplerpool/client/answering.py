@@ -85,9 +85,9 @@ class Answering:
         streamed = purpose == "answer"
         call = Call(prompt, params, stream=streamed, parse=streamed, purpose=purpose, on_update=on_update)
         answer.begun(call)
-        self._connection.submit(worker.index, [call])
         shown: list[str] = []
         try:
+            self._connection.submit(worker.index, [call])
             while (delta := deltas.get()) is not None:
                 shown.append(delta)
                 yield delta
