@@ -26,7 +26,8 @@ class Script:
     """A sampler that plays given answers, one character a token; an exception among the pieces is raised there.
 
     ``reason`` is the finish reason of all; ``parsed`` the message that the worker made of each, ``setback`` what
-    is told before each; ``calls`` are the arguments of each ``generate``.
+    is told before each; ``retold`` what the answer that goes on is from then on, if that is another text; ``calls`` are
+    the arguments of each ``generate``.
     """
 
     def __init__(self, *answers: Sequence[Piece], name: str = "model", workers: int = 2) -> None:
@@ -40,6 +41,7 @@ class Script:
         self.parsed: Message | None = None
         self.reasoning_open = False
         self.setback = ""
+        self.retold: str | None = None
         self.last: Call | None = None
         self.facts = [
             WorkerFacts(index, up=True, answered=True, model=name, engine="made up", max_model_len=100)
@@ -55,7 +57,7 @@ class Script:
         self.gone_on.append((answer, more_tokens))
         self.calls.append(changes)
         call = Call(TokenPrompt([1, 2, 3]))
-        call.token_ids = list(answer.token_ids)
+        call.token_ids, call.texts = list(answer.token_ids), [answer.text if self.retold is None else self.retold]
         return self._stream(call, changes)
 
     def _stream(self, call: Call, options: dict[str, Any]) -> Generator[str, None, None]:
@@ -74,6 +76,7 @@ class Script:
                 call.token_ids += map(ord, piece)
                 if call.logprobs is not None:
                     call.logprobs += [TokenLogprobs(ord(c), -0.1, [(ord("z"), -3.0)] * asked) for c in piece]
+                call.texts.append(piece)
                 yield piece
             call.finish_reason, call.message = self.reason, self.parsed
         finally:

@@ -261,6 +261,37 @@ def test_where_the_request_is_not_known_the_text_becomes_the_beginning(tmp_path:
     assert contents(session.transcript.messages[-1]) == "half"
 
 
+def test_a_question_that_was_stopped_leaves_the_turn_before_with_its_own_request() -> None:
+    sampler = Script(["ha", KeyboardInterrupt()], [KeyboardInterrupt()], ["lf"])
+    session = Session(sampler, ["one", "two", "/continue", "/undo", "/continue"])
+    assert session.said[2].startswith("Error: The last question has no answer yet; /retry asks it again")
+    assert session.turns == [("user", "one"), ("assistant", "half")]
+    ((answer, _),) = sampler.gone_on
+    assert answer.text == "ha"
+
+
+def test_a_retry_that_was_stopped_leaves_the_answer_with_its_own_request() -> None:
+    sampler = Script(["ha", KeyboardInterrupt()], [KeyboardInterrupt()], ["lf"])
+    session = Session(sampler, ["one", "/retry", "/continue"])
+    assert session.turns == [("user", "one"), ("assistant", "half")]
+    assert [answer.text for answer, _ in sampler.gone_on] == ["ha"]
+
+
+def test_how_an_answer_ended_that_goes_on_is_what_it_is_then() -> None:
+    sampler = Script(["a\ufffd"], ["\u00fc"])
+    sampler.reason = "length"
+    sampler.retold = "a"
+    session = Session(sampler, ["one", "/continue"])
+    assert session.turns == [("user", "one"), ("assistant", "a\u00fc")]
+
+
+def test_prefill_holds_for_a_question_that_failed() -> None:
+    sampler = Script([EngineError("No.")], ["b"])
+    session = Session(sampler, ["/prefill a", "one", "/prefill So ", "/retry"])
+    assert [call["prefill"] for call in sampler.calls] == ["a", "So"]
+    assert session.turns == [("user", "one"), ("assistant", "Sob")]
+
+
 # ---- files --------------------------------------------------------------------------------------------------------
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prompt_toolkit.history import FileHistory, InMemoryHistory
 
+from samplerpool.chat.answer_stats import AnswerStats
 from samplerpool.chat.console import LABEL, Console, plain_console
 from samplerpool.chat.repl import HOW_TO_LEAVE, Repl
 from samplerpool.chat.terminal import HISTORY_FILE, _open_history
 from samplerpool.chat.transcript import Transcript, text_message
 from samplerpool.client.facts import WorkerFacts
+from samplerpool.client.response import Call
 from samplerpool.errors import EngineError, WorkerDied
 from tests.chat_script import STYLED, Piece, Screen, Script, Session
 
@@ -95,6 +99,40 @@ def test_ctrl_c_while_a_piece_is_being_shown_closes_the_stream_before_anything_e
     session = Session(sampler, ["one"], screen=Interrupted())
     assert closed_then == [1]
     assert session.turns == [("user", "one"), ("assistant", "ab")]
+
+
+def test_a_stopped_answer_is_remembered_without_the_tags_in_it() -> None:
+    sampler = Script(["h", "m</think>", "\n\nso", KeyboardInterrupt()], ["hm", KeyboardInterrupt()])
+    sampler.reasoning_open = True
+    session = Session(sampler, ["one", "two"])
+    first, second = (message["content"] for message in session.transcript.messages if message["role"] == "assistant")
+    assert first == [{"type": "reasoning", "value": "hm"}, {"type": "text", "value": "so"}]
+    assert second == [{"type": "reasoning", "value": "hm"}]
+
+
+def test_a_piece_that_came_as_ctrl_c_did_is_not_lost() -> None:
+    class Late(Script):
+        def _stream(self, call: Call, options: dict[str, Any]) -> Generator[str, None, None]:
+            yield from super()._stream(call, options)
+            call.texts.append("lf")  # taken from the request, and interrupted on its way to the chat
+            raise KeyboardInterrupt
+
+    assert Session(Late(["ha"]), ["one"]).turns == [("user", "one"), ("assistant", "half")]
+
+
+def test_a_second_ctrl_c_does_not_leave_the_terminal_as_answers_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    end_answer, ended = Console.end_answer, []
+
+    def interrupted(console: Console, stats: AnswerStats | None = None) -> None:
+        ended.append(stats)
+        if len(ended) == 1:
+            raise KeyboardInterrupt
+        end_answer(console, stats)
+
+    monkeypatch.setattr(Console, "end_answer", interrupted)
+    session = Session(Script(["half", KeyboardInterrupt()]), ["one"])
+    assert session.shown == f"{LABEL}half\n"
+    assert session.turns == [("user", "one"), ("assistant", "half")]
 
 
 def test_ctrl_c_between_question_and_answer_forgets_the_question() -> None:

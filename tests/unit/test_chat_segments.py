@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from samplerpool.chat.segments import Segment, Segmenter
+from samplerpool.chat.segments import Segment, Segmenter, message_of
 from samplerpool.rendering.parsing import DEFAULT_TAGS, AnswerTags, _Reader, parse_message
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"a": "</tool_call> </think>"}}\n</tool_call>'
@@ -104,3 +104,28 @@ def test_a_model_may_have_tags_of_its_own(cut: int) -> None:
     text = "<thinking>a <think> b</thinking> c"
     found = segments(text, [min(cut, len(text))], tags={"think": tags.think, "tool_call": tags.tool_call})
     assert found == [Segment("reasoning", "a <think> b"), Segment("text", "c")]
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.sampled_from(PIECES), max_size=8), st.booleans())
+def test_a_stopped_answer_is_the_message_of_its_segments(pieces: list[str], reasoning_open: bool) -> None:
+    text = "".join(pieces)
+    message = message_of(text, None, reasoning_open=reasoning_open)
+    found = [Segment(block["type"], block["value"]) for block in message["content"]]  # type: ignore[arg-type]
+    assert found == (segments(text, reasoning_open=reasoning_open) or [Segment("text", "")])
+
+
+@pytest.mark.parametrize(
+    ("begun", "reasoning_open", "kinds"),
+    [
+        ("<think>a", True, ["reasoning", "text"]),
+        ("a", True, ["reasoning", "text"]),
+        ("a</think>b<think>", True, ["reasoning", "text", "reasoning", "text"]),
+        ("a", False, ["text"]),
+    ],
+)
+def test_a_beginning_tells_whether_the_prompt_had_opened_the_reasoning(
+    begun: str, reasoning_open: bool, kinds: list[str]
+) -> None:
+    message = message_of(f"{begun}b</think>c", None, begun=begun, reasoning_open=reasoning_open)
+    assert [block["type"] for block in message["content"]] == kinds

@@ -193,6 +193,23 @@ def test_of_two_answers_one_is_put_in_place_whether_or_not_there_was_one() -> No
         assert transcript.last.earlier == assistant("z")
 
 
+def test_a_chosen_answer_keeps_the_beginning_that_it_was_asked_with() -> None:
+    transcript = Transcript()
+    answered(transcript, "a", "x")
+    transcript.prefill = "So "
+    transcript.put_answers(text_message("assistant", "y"), "y", text_message("assistant", "z"))
+    assert (transcript.last.text, transcript.last.prefill, transcript.prefill) == ("y", "", "So ")
+
+
+def test_everything_holds_the_answer_that_is_being_asked_for_again() -> None:
+    transcript = Transcript()
+    answered(transcript, "a", "x")
+    transcript.ask_again()
+    assert transcript.everything == [user("a"), assistant("x")]
+    transcript.receive("y")
+    assert transcript.everything == [user("a"), assistant("y")]
+
+
 CALL: Message = {"role": "assistant", "content": [{"type": "tool_call", "value": '{"name": "f", "arguments": {}}'}]}
 BROKEN: Message = {"role": "assistant", "content": [{"type": "tool_call", "value": "no JSON"}]}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -11,7 +11,10 @@ from samplerpool.chat.answer_stats import AnswerStats
 from samplerpool.chat.attached import Ending
 from samplerpool.chat.context import Chat
 from samplerpool.chat.probabilities import show_probabilities
+from samplerpool.chat.segments import message_of
+from samplerpool.chat.transcript import Turn
 from samplerpool.config.sampling import PARAMS
+from samplerpool.types import Message
 
 Stream = Generator[str, None, None]
 
@@ -44,11 +47,12 @@ def go_on(chat: Chat) -> None:
     """
     ending = chat.ending
     turn = chat.transcript.go_on()
+    behind = turn.text.removeprefix(turn.prefill)
     if ending is None:
-        _Turn(chat).run(lambda: _asked(chat, turn.text, chat.settings.params), "")
+        _Turn(chat, behind).run(lambda: _asked(chat, turn.text, chat.settings.params), "")
         return
     more = chat.settings.params.get("max_new_tokens", PARAMS["max_new_tokens"].default)
-    _Turn(chat).run(
+    _Turn(chat, behind.removesuffix(ending.text)).run(
         lambda: chat.attached.sampler.go_on(ending, more, on_wait=chat.console.aside, **chat.attached.where), ""
     )
 
@@ -65,12 +69,18 @@ def _asked(chat: Chat, prefill: str, params: Mapping[str, Any]) -> Stream:
 
 
 class _Turn:
-    """The course of one answer."""
+    """The course of one answer.
 
-    def __init__(self, chat: Chat) -> None:
+    Args:
+        behind: what stands between the prefill and the text of the request.
+    """
+
+    def __init__(self, chat: Chat, behind: str = "") -> None:
         self._chat = chat
         self._console = chat.console
         self._transcript = chat.transcript
+        self._behind = behind
+        self._tags: Mapping[str, Sequence[str]] | None = None
         self._began = time.monotonic()
         self._first_s: float | None = None
         self._before = chat.attached.sampler.last
@@ -83,7 +93,8 @@ class _Turn:
         """
         try:
             self._chat.keep()
-            self._console.begin_answer(tags=self._chat.attached.answer_tags, tokens=self._tokens)
+            self._tags = self._chat.attached.answer_tags
+            self._console.begin_answer(tags=self._tags, tokens=self._tokens)
             if shown:
                 self._console.write(shown)
             self._receive(begin())
@@ -96,6 +107,7 @@ class _Turn:
         else:
             self._completed()
         finally:
+            self._console.leave_answer()  # where a second Ctrl-C came before its end
             self._chat.keep()
 
     def _receive(self, stream: Stream) -> None:
@@ -120,16 +132,30 @@ class _Turn:
     def _completed(self) -> None:
         last = self._last
         reason = last.finish_reason if last else None
-        self._transcript.complete(last.message if last else None, cut=reason == "length")
-        self._end(last, reason)
+        if last is not None:
+            self._transcript.correct(self._behind + last.text)
+        turn = self._transcript.complete(last.message if last else None, cut=reason == "length")
+        self._end(turn, last, reason)
 
     def _stopped(self) -> None:
-        self._transcript.stop()
-        self._end(self._last, None)
+        last = self._last
+        self._end(self._transcript.stop(self._message_so_far(last)), last, None)
         if not self._console.interactive:
             raise KeyboardInterrupt
         waiting = self._transcript.waiting is not None
         self._console.notice("(stopped) /retry asks again" if waiting else "(stopped) /continue goes on")
+
+    def _message_so_far(self, last: Ending | None) -> Message | None:
+        """What is stopped is parsed here, lest its reasoning become part of what the model is shown as its answer."""
+        question = self._transcript.question
+        if last is None or question is None:
+            return None
+        begun = question.prefill + self._behind
+        told = begun + last.text  # a piece may have come that was not taken any more, and is not told again
+        if len(told) > len(self._transcript.answer):
+            self._transcript.correct(self._behind + last.text)
+        text = self._transcript.answer
+        return message_of(text, self._tags, begun=begun, reasoning_open=last.reasoning_open)
 
     def _failed(self, error: Exception) -> None:
         self._transcript.fail()
@@ -140,15 +166,15 @@ class _Turn:
             self._console.error(f"The chat ends here: {reason}")
             self._chat.over = self._chat.gone_for_good = True
 
-    def _end(self, last: Ending | None, reason: str | None) -> None:
+    def _end(self, turn: Turn | None, last: Ending | None, reason: str | None) -> None:
         if last is None:
             self._console.end_answer()
             return
         elapsed_s = time.monotonic() - self._began
         stats = AnswerStats(reason, len(last.token_ids), last.prompt_tokens or None, self._first_s, elapsed_s)
         self._chat.stats.append(stats)
-        if self._transcript.turns:
-            self._chat.ended = (self._transcript.turns[-1], last)
+        if turn is not None:  # else the request is of no turn, least of all of the one before
+            self._chat.ended = (turn, last)
         self._console.end_answer(stats)
         if last.logprobs and self._console.interactive:
             show_probabilities(self._chat, last)

@@ -160,6 +160,12 @@ class Console:
             if self.interactive:
                 self.show([[("dim", stats.line())]])
 
+    def leave_answer(self) -> None:
+        """End an answer that is still open, lest the terminal stay as answers need it."""
+        if self._open_view is not None:
+            self.end_answer()
+        self._show_typing()
+
     def _hide_typing(self) -> None:
         """What is typed ahead is for the next prompt; it must not show in the middle of the answer."""
         with contextlib.suppress(termios.error, ValueError, OSError):

@@ -82,6 +82,7 @@ class Repl:
                 self._step()
             except KeyboardInterrupt:
                 chat.transcript.stop()
+                chat.console.leave_answer()
                 if not chat.console.interactive:
                     return INTERRUPTED
                 chat.console.notice(HOW_TO_LEAVE)

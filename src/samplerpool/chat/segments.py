@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from samplerpool.types import Content, Message
+
 Kind = Literal["text", "reasoning", "tool_call"]
 
 DEFAULT_TAGS: Mapping[str, Sequence[str]] = {
@@ -157,6 +159,28 @@ class Segmenter:
         if self._trim:
             self._buffer = self._buffer.lstrip()
             self._trim = not self._buffer
+
+
+def message_of(
+    text: str, tags: Mapping[str, Sequence[str]] | None, *, begun: str = "", reasoning_open: bool = False
+) -> Message:
+    """The message that an answer is which was stopped, and which therefore no worker has parsed.
+
+    Args:
+        text: all that has come, ``begun`` in front.
+        tags: as for ``Segmenter``.
+        begun: what stood there before the model went on.
+        reasoning_open: the model went on inside the reasoning.
+    """
+    think = {**DEFAULT_TAGS, **(tags or {})}["think"]
+    first = min(((begun.find(tag), tag) for tag in think if tag in begun), default=None)
+    segmenter = Segmenter(tags, reasoning_open=first[1] == think[1] if first else reasoning_open)
+    blocks: list[Content] = []
+    for kind, value in ((each.kind, each.text) for each in [*segmenter.feed(text), *segmenter.end()]):
+        if blocks and blocks[-1]["type"] == kind != "tool_call":
+            value = blocks.pop()["value"] + value
+        blocks.append({"type": kind, "value": value})
+    return {"role": "assistant", "content": blocks or [{"type": "text", "value": ""}]}
 
 
 def _verdict(text: str) -> Literal["good", "bad", "unfinished"]:

@@ -83,7 +83,7 @@ class Transcript:
         self.blocks: list[Content] = []
         self._results: dict[int, str] = {}
         self._answer: list[str] = []
-        self._gone_on = 0
+        self._before = ""  # what the answer in progress goes on behind
         self.set_system(system)
 
     # ---- what there is --------------------------------------------------------------------------------------------
@@ -106,8 +106,15 @@ class Transcript:
     def everything(self) -> list[Message]:
         """All that would be lost: finished turns, the question in progress or without an answer, the answer so far."""
         asked = self.question or self.waiting
-        answer = [text_message("assistant", self.answer)] if self.question and self._answer else []
-        return [*self._finished(), *(asked.asked if asked else ()), *answer]
+        return [*self._finished(), *(asked.asked if asked else ()), *self._answer_so_far()]
+
+    def _answer_so_far(self) -> list[Message]:
+        """Of the turn in progress; as long as nothing has come, the answer that would be back if it failed."""
+        if self.question is None:
+            return []
+        if self._answer:
+            return [text_message("assistant", self.answer)]
+        return [self.question.instead_of.answer] if self.question.again and self.question.instead_of else []
 
     def _finished(self) -> list[Message]:
         return [*self._opening, *(message for turn in self.turns for message in (*turn.asked, turn.answer))]
@@ -184,7 +191,7 @@ class Transcript:
             UsageError: nothing was asked yet.
         """
         if self.waiting is not None:
-            self._begin(self.waiting)
+            self._begin(replace(self.waiting, prefill=self.prefill or self.waiting.prefill))
         elif not self.turns:
             raise UsageError("There is no question yet.")
         else:
@@ -210,20 +217,22 @@ class Transcript:
             The turn as it was.
 
         Raises:
-            UsageError: there is none, or it had come to its end.
+            UsageError: there is none, it had come to its end, or a question was asked since.
         """
+        if self.waiting is not None:
+            raise UsageError("The last question has no answer yet; /retry asks it again, /undo takes it back.")
         if not self.last.cut:
             raise UsageError("The last answer had come to its end; /retry asks for another one.")
         turn = self.turns.pop()
         self._begin(Question(turn.asked, turn.prefill, turn, again=True, earlier=turn.earlier))
-        self._answer = [turn.text.removeprefix(turn.prefill)]
-        self._gone_on = 1
+        self._before = turn.text.removeprefix(turn.prefill)
+        self._answer = [self._before]
         return turn
 
     def _begin(self, question: Question) -> None:
         self.question, self.waiting = question, None
         self.prefill = ""
-        self._answer, self._gone_on = [], 0
+        self._answer, self._before = [], ""
 
     # ---- a turn goes on and ends ----------------------------------------------------------------------------------
 
@@ -231,24 +240,40 @@ class Transcript:
         """The answer in progress goes on with this text."""
         self._answer.append(text)
 
-    def complete(self, message: Message | None = None, *, cut: bool = False) -> None:
-        """The turn is answered: by the text received, or by ``message`` where the worker has parsed that text.
+    def correct(self, text: str) -> None:
+        """All of the answer in progress, the prefill left out, where that is known better than by its pieces: how an
+        answer ended that goes on (in half a character, say) may be something else now."""
+        if self.question is not None:
+            self._answer = [text]
+
+    def complete(self, message: Message | None = None, *, cut: bool = False) -> Turn | None:
+        """The turn is answered: by the text received, or by ``message`` where that text is parsed.
 
         Args:
             cut: the answer ended at its limit.
+
+        Returns:
+            The turn; None if none was in progress.
         """
+        turn = None
         if asked := self.question:
             said = message or text_message("assistant", self.answer)
-            self.turns.append(Turn(asked.asked, said, self.answer, asked.prefill, cut, asked.earlier))
+            turn = Turn(asked.asked, said, self.answer, asked.prefill, cut, asked.earlier)
+            self.turns.append(turn)
             self._results.clear()
         self._end_turn()
+        return turn
 
-    def stop(self, message: Message | None = None) -> None:
-        """The turn was cut short by the user: keep what came of the answer; if nothing came, it failed."""
-        if len(self._answer) > self._gone_on:
-            self.complete(message, cut=True)
-        else:
-            self.fail()
+    def stop(self, message: Message | None = None) -> Turn | None:
+        """The turn was cut short by the user: keep what came of the answer; if nothing came, it failed.
+
+        Returns:
+            The turn; None if nothing came.
+        """
+        if "".join(self._answer) != self._before:
+            return self.complete(message, cut=True)
+        self.fail()
+        return None
 
     def fail(self) -> None:
         """The turn failed: forget what came; keep the question, or the turn that it was to take the place of."""
@@ -261,7 +286,7 @@ class Transcript:
 
     def _end_turn(self) -> None:
         self.question = None
-        self._answer, self._gone_on = [], 0
+        self._answer, self._before = [], ""
 
     # ---- changes between turns ------------------------------------------------------------------------------------
 
@@ -298,11 +323,14 @@ class Transcript:
             text: of the chosen one, without the prefill.
             cut: it ended at its limit.
         """
+        _, begun = self.last_prompt
+        for_the_next = self.prefill
         self.ask_again()
         assert self.question is not None
-        self.question = replace(self.question, earlier=other)
+        self.question = replace(self.question, prefill=begun, earlier=other)
         self._answer = [text]
         self.complete(chosen, cut=cut)
+        self.prefill = for_the_next
 
     def swap(self) -> None:
         """Put the earlier answer in the place of the last one, and the other way round.
