@@ -128,7 +128,7 @@ def _difference(sides: list[_Side]) -> str:
 
 
 def _choose(chat: Chat, sides: list[_Side], prefill: str) -> None:
-    chosen = chat.console.choose("Which answer is to stay?", [side.name for side in sides])
+    chosen = chat.console.choose("Which answer is to stay?", [f"that of {side.name}" for side in sides])
     if chosen is None:
         chat.console.notice("The conversation stays as it was.")
         return
