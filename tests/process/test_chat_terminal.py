@@ -144,7 +144,7 @@ def test_a_failed_turn_is_one_line_and_the_chat_goes_on(pool: SyncSampler) -> No
     with chat() as child:
         ask(child, "[[fail:3]]some words")
         child.expect_exact("som")
-        child.expect("\r\nError: [^\r\n]*told to fail this request[^\r\n]*\r\n")
+        child.expect("\r\n(\x1b\\[0m)?Error: [^\r\n]*told to fail this request[^\r\n]*\r\n")
         ask(child, "next")
         child.expect_exact("next\r\n")
         at_prompt(child)
@@ -193,7 +193,7 @@ def test_an_answer_cut_off_at_its_limit_says_so(pool: SyncSampler) -> None:
     with chat("--max-new-tokens", "5") as child:
         ask(child, "123456789")
         child.expect_exact("12345\r\n")
-        child.expect_exact("(cut off after 5 tokens")
+        child.expect_exact("5 tokens · length (max_new_tokens allows more")
         at_prompt(child)
         child.send(CTRL_D)
         ends_with(child, 0)

@@ -236,6 +236,8 @@ def test_an_answer_that_was_cut_off_goes_on_again_and_again() -> None:
     session = Session(sampler, ["one", "/continue", "/continue"])
     assert session.turns == [("user", "one"), ("assistant", "abc")]
     assert len(sampler.gone_on) == 2
+    told = [line.split(" · ")[-2] for line in session.screen.getvalue().splitlines() if " tokens · " in line]
+    assert told == ["3 + 1 tokens", "4 + 1 tokens", "5 + 1 tokens"]  # each counts what came in it
 
 
 def test_an_answer_that_came_to_its_end_does_not_go_on() -> None:

@@ -90,7 +90,7 @@ def retry(chat: Chat, argument: str) -> None:
     transcript.ask_again()
     answering.answer(chat, **changes)
     turn = transcript.turns[-1] if transcript.turns else None
-    if turn and turn.earlier and turn.earlier["content"] == turn.answer["content"] and not turn.cut:
+    if turn and turn.earlier and turn.earlier["content"] == turn.answer["content"]:
         chat.console.notice("(the same answer; with a temperature above 0 another seed gives another one)")
 
 

@@ -52,7 +52,7 @@ def go_on(chat: Chat) -> None:
         _Turn(chat, behind).run(lambda: _asked(chat, turn.text, chat.settings.params), "")
         return
     more = chat.settings.params.get("max_new_tokens", PARAMS["max_new_tokens"].default)
-    _Turn(chat, behind.removesuffix(ending.text)).run(
+    _Turn(chat, behind.removesuffix(ending.text), len(ending.token_ids)).run(
         lambda: chat.attached.sampler.go_on(ending, more, on_wait=chat.console.aside, **chat.attached.where), ""
     )
 
@@ -73,10 +73,12 @@ class _Turn:
 
     Args:
         behind: what stands between the prefill and the text of the request.
+        known: tokens of the request that had come before.
     """
 
-    def __init__(self, chat: Chat, behind: str = "") -> None:
+    def __init__(self, chat: Chat, behind: str = "", known: int = 0) -> None:
         self._chat = chat
+        self._known = known
         self._console = chat.console
         self._transcript = chat.transcript
         self._behind = behind
@@ -93,7 +95,8 @@ class _Turn:
         """
         try:
             self._chat.keep()
-            self._tags = self._chat.attached.answer_tags
+            if self._console.interactive:
+                self._tags = self._chat.attached.answer_tags
             self._console.begin_answer(tags=self._tags, tokens=self._tokens)
             if shown:
                 self._console.write(shown)
@@ -171,7 +174,8 @@ class _Turn:
             self._console.end_answer()
             return
         elapsed_s = time.monotonic() - self._began
-        stats = AnswerStats(reason, len(last.token_ids), last.prompt_tokens or None, self._first_s, elapsed_s)
+        before = last.prompt_tokens + self._known if last.prompt_tokens else None
+        stats = AnswerStats(reason, self._tokens(), before, self._first_s, elapsed_s)
         self._chat.stats.append(stats)
         if turn is not None:  # else the request is of no turn, least of all of the one before
             self._chat.ended = (turn, last)
@@ -186,4 +190,5 @@ class _Turn:
         return None if last is self._before else last
 
     def _tokens(self) -> int:
-        return len(self._last.token_ids) if self._last else 0
+        """How many have come in this turn."""
+        return max(0, len(self._last.token_ids) - self._known) if self._last else 0
