@@ -22,6 +22,9 @@ from samplerpool.errors import (
     WorkerDied,
     WorkerDraining,
 )
+from samplerpool.samplers.streaming import PIECES_AT_ONCE, StreamingSampler
+from samplerpool.types import RenderedPrompt
+from samplerpool.wire.messages import ChatPrompt, TokenPrompt
 
 
 def view(index: int, *, coming: bool, reason: str = "") -> WorkerView:
@@ -116,3 +119,20 @@ def test_facts_are_what_was_told_and_gaps_are_none() -> None:
     assert worker_facts(view(0, coming=True, reason="Gone."), {}, answered=False) == WorkerFacts(
         0, False, True, "Gone."
     )
+
+
+def test_what_tokens_stand_for_is_asked_in_requests_that_any_worker_takes() -> None:
+    class Told(StreamingSampler):
+        def __init__(self) -> None:
+            self.asked: list[int] = []
+
+        def _rendered(self, prompt: ChatPrompt | TokenPrompt, worker: int | None) -> RenderedPrompt:
+            assert isinstance(prompt, TokenPrompt)
+            self.asked.append(len(prompt.prompt_ids))
+            return RenderedPrompt(prompt.prompt_ids, [str(token_id) for token_id in prompt.prompt_ids])
+
+    sampler = Told()
+    ids = [*range(PIECES_AT_ONCE, -1, -1), 3, 3]
+    assert sampler.pieces(ids) == [str(token_id) for token_id in ids]
+    assert sampler.asked == [PIECES_AT_ONCE, 1]
+    assert sampler.pieces([]) == []

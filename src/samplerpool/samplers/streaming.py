@@ -21,6 +21,8 @@ from samplerpool.wire.messages import ChatPrompt, TokenPrompt
 WORKER_TIMEOUT_S = 300.0
 """Long enough to load most models once more."""
 FACTS_TIMEOUT_S = 0.5
+PIECES_AT_ONCE = 512
+"""Tokens that a worker is asked about in one request; it tells no more of them than its context holds."""
 
 Messages = Sequence[Message] | Sequence[Mapping[str, Any]] | str
 
@@ -174,9 +176,12 @@ class StreamingSampler(BaseSampler):
             RenderError: the model has no such token.
             UsageError, WorkerDied: see ``generate``.
         """
-        if not token_ids:
-            return []
-        return list(self._rendered(TokenPrompt(list(token_ids)), worker).pieces)
+        known: dict[int, str] = {}
+        asked = sorted(set(token_ids))
+        for start in range(0, len(asked), PIECES_AT_ONCE):
+            some = asked[start : start + PIECES_AT_ONCE]
+            known.update(zip(some, self._rendered(TokenPrompt(some), worker).pieces, strict=True))
+        return [known[token_id] for token_id in token_ids]
 
     def _rendered(self, prompt: ChatPrompt | TokenPrompt, worker: int | None) -> RenderedPrompt:
         self._answering.check_worker(worker)
