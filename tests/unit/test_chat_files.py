@@ -82,7 +82,13 @@ def test_rows_of_several_writers_are_whole_lines(tmp_path: Path) -> None:
     assert all(len(set(row)) == 1 for row in rows[1:])
 
 
-def test_a_row_that_does_not_fit_the_disk_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("fault", "raised"),
+    [(OSError(errno.ENOSPC, "No space left on device"), UsageError), (KeyboardInterrupt(), KeyboardInterrupt)],
+)
+def test_a_row_that_is_not_written_to_its_end_leaves_the_others(
+    fault: BaseException, raised: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "rows"
     append_line(path, "one")
     real = os.write
@@ -90,12 +96,12 @@ def test_a_row_that_does_not_fit_the_disk_leaves_the_others(tmp_path: Path, monk
 
     def short(handle: int, data: bytes) -> int:
         if written:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise fault
         written.append(real(handle, data[:2]))
         return written[0]
 
     monkeypatch.setattr(files.os, "write", short)
-    with pytest.raises(UsageError, match="No space left"):
+    with pytest.raises(raised, match="No space left" if raised is UsageError else None):
         append_line(path, "two")
     assert path.read_text() == "one\n"
 
@@ -145,6 +151,24 @@ def test_old_conversations_are_removed(tmp_path: Path) -> None:
     assert len(names) == KEPT + 1
     assert "5.json" not in names
     assert {"6.json", "notes.txt"} <= names
+
+
+def test_a_folder_that_cannot_be_written_for_a_while_costs_nothing(tmp_path: Path) -> None:
+    notes: list[str] = []
+    folder = tmp_path / "new"
+    kept = Autosave(folder, notes.append)
+    kept.save({"messages": [1]})
+    for path in [*folder.iterdir()]:
+        path.unlink()
+    folder.rmdir()
+    folder.touch()
+    kept.save({"messages": [2]})
+    kept.save({"messages": [3]})
+    assert len(notes) == 1
+    folder.unlink()
+    kept.save({"messages": [4]})
+    assert kept.path is not None
+    assert json.loads(kept.path.read_text()) == {"messages": [4]}
 
 
 # ---- the editor ---------------------------------------------------------------------------------------------------

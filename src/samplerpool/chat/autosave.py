@@ -25,7 +25,7 @@ class Autosave:
 
     Args:
         folder: of all conversations; None to keep none.
-        note: gets a sentence, once, if nothing can be kept.
+        note: gets a sentence when nothing can be kept any more. It is tried again at each ``save``.
         clock: seconds since the epoch, for names.
     """
 
@@ -35,6 +35,7 @@ class Autosave:
         self._folder = folder
         self._note = note
         self._clock = clock
+        self._failing = False
         self.path: Path | None = None
 
     def save(self, sample: dict[str, object]) -> None:
@@ -42,12 +43,15 @@ class Autosave:
         if self._folder is None:
             return
         try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self.path is None:
                 self.path = self._new_path(self._folder)
             write_private(self.path, to_json(sample).decode())
+            self._failing = False
         except OSError as error:
-            self._note(f"This conversation is not kept: {self._folder} cannot be written ({error.strerror}).")
-            self._folder = None
+            if not self._failing:
+                self._note(f"This conversation is not kept: {self._folder} cannot be written ({error.strerror}).")
+            self._failing = True
 
     def begin_another(self) -> None:
         """The next ``save`` is of another conversation; this one stays as it is."""
@@ -65,7 +69,6 @@ class Autosave:
         return found[-1]
 
     def _new_path(self, folder: Path) -> Path:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for old in _conversations(folder)[: -KEPT + 1]:
             with contextlib.suppress(OSError):
                 old.unlink()

@@ -109,7 +109,7 @@ def append_line(path: Path, line: str) -> None:
                 while data:
                     data = data[os.write(handle, data) :]
                 os.fsync(handle)
-            except OSError:
+            except BaseException:  # a Ctrl-C, too
                 os.ftruncate(handle, size)
                 raise
         finally:
