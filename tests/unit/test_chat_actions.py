@@ -10,10 +10,11 @@ import pytest
 
 from samplerpool.chat.actions import ACTIONS
 from samplerpool.chat.commands import COMMANDS
+from samplerpool.chat.console import LABEL
 from samplerpool.chat.transcript import text_message
 from samplerpool.client.facts import WorkerFacts
 from samplerpool.errors import EngineError
-from tests.chat_script import STYLED, Piece, Script, Session
+from tests.chat_script import STYLED, Piece, Screen, Script, Session
 
 
 def contents(message: Any) -> str:
@@ -54,6 +55,7 @@ def test_set_shows_what_was_set_and_holds_from_then_on() -> None:
         sampler,
         ["/set temperature .5", "/set max-tokens 9", '/set stop ["END", "\\n"]', "one", "/unset temperature", "two"],
     )
+    assert Session(Script(), ['/set stop "\\n"']).said == ['stop = ["\\n"]']
     assert session.said[:3] == ["temperature = 0.5", "max_new_tokens = 9", 'stop = ["END", "\\n"]']
     assert {"top_k": 3, "temperature": 0.5, "max_new_tokens": 9, "stop": ["END", "\n"]}.items() <= sampler.calls[
         0
@@ -292,6 +294,51 @@ def test_prefill_holds_for_a_question_that_failed() -> None:
     session = Session(sampler, ["/prefill a", "one", "/prefill So ", "/retry"])
     assert [call["prefill"] for call in sampler.calls] == ["a", "So"]
     assert session.turns == [("user", "one"), ("assistant", "Sob")]
+
+
+def test_an_answer_goes_on_by_as_much_as_the_pool_gives(tmp_path: Path) -> None:
+    sampler = Script(["ha", KeyboardInterrupt()], ["lf"], ["!"])
+    sampler.facts = [WorkerFacts(0, up=True, answered=True, defaults={"max_new_tokens": 9})]
+    sampler.reason = "length"
+    Session(sampler, ["one", "/continue", "/set max_new_tokens 7", "/continue"])
+    assert [more for _, more in sampler.gone_on] == [9, 7]
+
+
+def test_reasoning_goes_on_as_reasoning() -> None:
+    sampler = Script(["h", KeyboardInterrupt()], ["m</think>so"])
+    sampler.reasoning_open = True
+    session = Session(sampler, ["one", "/continue"], palette=STYLED)
+    assert session.shown == f"{LABEL}h\n{LABEL}m\n\nso\n"
+
+
+def test_a_prefill_within_reasoning_that_the_prompt_has_opened_is_shown_as_such() -> None:
+    sampler = Script(["m</think>so"])
+    sampler.reasoning_open = True
+    session = Session(sampler, ["/prefill h", "one"], palette=STYLED)
+    assert session.shown == f"{LABEL}hm\n\nso\n"
+    assert "\x1b[2mh" in session.screen.getvalue()
+
+
+def test_a_prefill_is_shown_also_where_nothing_comes_behind_it() -> None:
+    assert Session(Script([]), ["/prefill h", "one"]).shown == f"{LABEL}h\n"
+
+
+def test_a_failed_question_is_asked_again_with_the_seed_that_was_set() -> None:
+    sampler = Script([EngineError("No.")], ["a"], ["b"])
+    Session(sampler, ["/set seed 5", "one", "/retry", "/retry"])
+    assert [call.get("seed") for call in sampler.calls] == [5, 5, None]
+
+
+def test_a_stopped_comparison_is_parsed_as_well() -> None:
+    class Stopped(Screen):
+        def write(self, text: str) -> int:
+            if "ho" in text:
+                raise KeyboardInterrupt
+            return super().write(text)
+
+    sampler = Script(["a"], ["<think>hm</think>", "ho\n"], ["<think>hm</think>", "ho\n"])
+    session = Session(sampler, ["one", "/compare 0 1"], screen=Stopped(), chosen=0)
+    assert [block["type"] for block in session.transcript.last.answer["content"]] == ["reasoning", "text"]
 
 
 # ---- files --------------------------------------------------------------------------------------------------------

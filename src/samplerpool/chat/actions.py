@@ -56,7 +56,7 @@ def set_(chat: Chat, argument: str) -> None:
     if not value:
         canonical = Settings.canonical(name)
         raise UsageError(f"/set {canonical} needs a value; /unset {canonical} takes it back.")
-    canonical, held = chat.settings.set(name, value[0])
+    canonical, held = chat.settings.set(name, _text_in(value[0]))
     chat.console.notice(f"{canonical} = {_as_typed(held)}")
 
 
@@ -81,12 +81,12 @@ def unset(chat: Chat, argument: str) -> None:
 
 def retry(chat: Chat, argument: str) -> None:
     """Answer the last question once more."""
-    changes: dict[str, Any] = {"seed": None}
+    transcript = chat.transcript
+    changes: dict[str, Any] = {} if transcript.waiting else {"seed": None}
     if argument:
         once = Settings({})
         once.set("seed", argument)
         changes = once.params
-    transcript = chat.transcript
     transcript.ask_again()
     answering.answer(chat, **changes)
     turn = transcript.turns[-1] if transcript.turns else None

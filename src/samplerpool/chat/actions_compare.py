@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,8 +13,8 @@ from typing import Any
 from samplerpool.chat.actions_views import terminal_width
 from samplerpool.chat.attached import Ending
 from samplerpool.chat.context import Chat
+from samplerpool.chat.segments import message_of
 from samplerpool.chat.side_by_side import SideBySide
-from samplerpool.chat.transcript import text_message
 from samplerpool.errors import UsageError
 from samplerpool.types import Message
 
@@ -30,15 +30,16 @@ class _Side:
     name: str
     options: Mapping[str, Any]
     text: str = ""
+    reasoning_open: bool = False
     ending: Ending | None = None
     error: Exception | None = None
     done: bool = False
     stop: threading.Event = field(default_factory=threading.Event)
 
-    def message(self, prefill: str) -> Message:
-        """The answer, parsed where it has come to its end."""
+    def message(self, prefill: str, tags: Mapping[str, Sequence[str]] | None) -> Message:
+        """The answer, as its worker has parsed it where it has come to its end."""
         parsed = self.ending.message if self.ending and not self.stop.is_set() else None
-        return parsed or text_message("assistant", prefill + self.text)
+        return parsed or message_of(prefill + self.text, tags, begun=prefill, reasoning_open=self.reasoning_open)
 
 
 def compare(chat: Chat, argument: str) -> None:
@@ -69,12 +70,12 @@ def _show(chat: Chat, sides: list[_Side], messages: list[Message], prefill: str,
     news: queue.SimpleQueue[tuple[int, str | None]] = queue.SimpleQueue()
     columns = SideBySide(terminal_width())
     chat.console.show(columns.heads(*(side.name for side in sides)))
-    for number, side in enumerate(sides):
-        arguments = {**params, **side.options, "prefill": prefill}
-        work = (chat, side, messages, arguments, number, news)
-        threading.Thread(target=_answer, args=work, daemon=True, name=f"compare {side.name}").start()
-        chat.console.show(columns.feed(number, prefill))
     try:
+        for number, side in enumerate(sides):
+            arguments = {**params, **side.options, "prefill": prefill}
+            work = (chat, side, messages, arguments, number, news)
+            threading.Thread(target=_answer, args=work, daemon=True, name=f"compare {side.name}").start()
+            chat.console.show(columns.feed(number, prefill))
         while not all(side.done for side in sides):
             number, text = news.get()
             side = sides[number]
@@ -106,6 +107,7 @@ def _answer(
     try:
         with closing(sampler.generate(messages, chat.transcript.tools, **arguments)) as stream:
             for text in stream:
+                side.reasoning_open = bool(sampler.last and sampler.last.reasoning_open)
                 if side.stop.is_set():
                     return
                 news.put((number, text))
@@ -134,7 +136,9 @@ def _choose(chat: Chat, sides: list[_Side], prefill: str) -> None:
         return
     better, other = sides[chosen], sides[1 - chosen]
     cut = better.ending is None or better.ending.finish_reason == "length"
-    chat.transcript.put_answers(better.message(prefill), better.text, other.message(prefill), cut=cut)
+    tags = chat.attached.answer_tags
+    chosen_message, other_message = (side.message(prefill, tags) for side in (better, other))
+    chat.transcript.put_answers(chosen_message, better.text, other_message, cut=cut)
     if better.ending is not None:
         chat.ended = (chat.transcript.turns[-1], better.ending)
     chat.keep()

@@ -32,9 +32,7 @@ def help_(chat: Chat, argument: str) -> None:
 
 def params(chat: Chat, _argument: str) -> None:
     """Show the sampling parameters."""
-    told = [facts for facts in chat.attached.sampler.workers() if chat.attached.worker in (None, facts.index)]
-    defaults = told[0].defaults if told else {}
-    chat.console.show(views.param_lines(chat.settings.shown(defaults)))
+    chat.console.show(views.param_lines(chat.settings.shown(chat.attached.defaults)))
 
 
 def stats(chat: Chat, _argument: str) -> None:

@@ -11,7 +11,7 @@ from samplerpool.chat.answer_stats import AnswerStats
 from samplerpool.chat.attached import Ending
 from samplerpool.chat.context import Chat
 from samplerpool.chat.probabilities import show_probabilities
-from samplerpool.chat.segments import message_of
+from samplerpool.chat.segments import ends_in_reasoning, message_of
 from samplerpool.chat.transcript import Turn
 from samplerpool.config.sampling import PARAMS
 from samplerpool.types import Message
@@ -46,12 +46,13 @@ def go_on(chat: Chat) -> None:
     Raises: as ``answer``; UsageError: there is nothing to lengthen.
     """
     ending = chat.ending
+    given = {**(chat.attached.defaults if ending else {}), **chat.settings.params}
+    more = given.get("max_new_tokens", PARAMS["max_new_tokens"].default)
     turn = chat.transcript.go_on()
     behind = turn.text.removeprefix(turn.prefill)
     if ending is None:
         _Turn(chat, behind).run(lambda: _asked(chat, turn.text, chat.settings.params), "")
         return
-    more = chat.settings.params.get("max_new_tokens", PARAMS["max_new_tokens"].default)
     _Turn(chat, behind.removesuffix(ending.text), len(ending.token_ids)).run(
         lambda: chat.attached.sampler.go_on(ending, more, on_wait=chat.console.aside, **chat.attached.where), ""
     )
@@ -98,9 +99,7 @@ class _Turn:
             if self._console.interactive:
                 self._tags = self._chat.attached.answer_tags
             self._console.begin_answer(tags=self._tags, tokens=self._tokens)
-            if shown:
-                self._console.write(shown)
-            self._receive(begin())
+            self._receive(begin(), shown)
         except KeyboardInterrupt:
             self._stopped()
         except BrokenPipeError:
@@ -113,24 +112,30 @@ class _Turn:
             self._console.leave_answer()  # where a second Ctrl-C came before its end
             self._chat.keep()
 
-    def _receive(self, stream: Stream) -> None:
+    def _receive(self, stream: Stream, shown: str) -> None:
         kept = self._began
         with closing(stream):
             for text in stream:
                 now = time.monotonic()
                 if self._first_s is None:
                     self._first_s = now - self._began
-                    self._begin_inside_reasoning()
+                    self._show_beginning(shown)
                 self._transcript.receive(text)
                 self._console.write(text)
                 if now - kept > KEEP_EVERY_S:
                     self._chat.keep()
                     kept = now
+        if self._first_s is None:
+            self._show_beginning(shown)
 
-    def _begin_inside_reasoning(self) -> None:
-        """Whether the prompt has opened the reasoning is known when the first text is there."""
-        if self._last is not None and self._last.reasoning_open and not self._transcript.answer:
+    def _show_beginning(self, shown: str) -> None:
+        """Whether the prompt has opened the reasoning is known when the first text is there; so what stands before
+        that, and is to be shown, waits for it."""
+        before, last = self._transcript.answer.removesuffix(shown), self._last
+        if last and ends_in_reasoning(before, self._tags, begun=self._begun, reasoning_open=last.reasoning_open):
             self._console.begin_reasoning()
+        if shown:
+            self._console.write(shown)
 
     def _completed(self) -> None:
         last = self._last
@@ -150,10 +155,9 @@ class _Turn:
 
     def _message_so_far(self, last: Ending | None) -> Message | None:
         """What is stopped is parsed here, lest its reasoning become part of what the model is shown as its answer."""
-        question = self._transcript.question
-        if last is None or question is None:
+        if last is None:
             return None
-        begun = question.prefill + self._behind
+        begun = self._begun
         told = begun + last.text  # a piece may have come that was not taken any more, and is not told again
         if len(told) > len(self._transcript.answer):
             self._transcript.correct(self._behind + last.text)
@@ -182,6 +186,12 @@ class _Turn:
         self._console.end_answer(stats)
         if last.logprobs and self._console.interactive:
             show_probabilities(self._chat, last)
+
+    @property
+    def _begun(self) -> str:
+        """What the answer begins with that is not of this request."""
+        question = self._transcript.question
+        return (question.prefill if question else "") + self._behind
 
     @property
     def _last(self) -> Ending | None:

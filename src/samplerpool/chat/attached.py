@@ -116,6 +116,12 @@ class Attached:
         return self._tags
 
     @property
+    def defaults(self) -> Mapping[str, Any]:
+        """The sampling parameters that the pool was started with, as a worker tells them; none where none does."""
+        meant = [facts for facts in self.sampler.workers() if self.worker in (None, facts.index)]
+        return next((facts.defaults for facts in meant if facts.defaults), {})
+
+    @property
     def where(self) -> dict[str, int]:
         """As an argument of ``generate``: which worker is meant, if not any."""
         return {} if self.worker is None else {"worker": self.worker}

@@ -172,15 +172,28 @@ def message_of(
         begun: what stood there before the model went on.
         reasoning_open: the model went on inside the reasoning.
     """
-    think = {**DEFAULT_TAGS, **(tags or {})}["think"]
-    first = min(((begun.find(tag), tag) for tag in think if tag in begun), default=None)
-    segmenter = Segmenter(tags, reasoning_open=first[1] == think[1] if first else reasoning_open)
+    segmenter = _segmenter(tags, begun, reasoning_open)
     blocks: list[Content] = []
     for kind, value in ((each.kind, each.text) for each in [*segmenter.feed(text), *segmenter.end()]):
         if blocks and blocks[-1]["type"] == kind != "tool_call":
             value = blocks.pop()["value"] + value
         blocks.append({"type": kind, "value": value})
     return {"role": "assistant", "content": blocks or [{"type": "text", "value": ""}]}
+
+
+def ends_in_reasoning(text: str, tags: Mapping[str, Sequence[str]] | None, *, begun: str, reasoning_open: bool) -> bool:
+    """Whether what comes behind this much of an answer is reasoning. Arguments as for ``message_of``, but that
+    ``text`` may also end before ``begun`` does."""
+    segmenter = _segmenter(tags, begun, reasoning_open)
+    segmenter.feed(text)
+    return segmenter.inside == "reasoning"
+
+
+def _segmenter(tags: Mapping[str, Sequence[str]] | None, begun: str, reasoning_open: bool) -> Segmenter:
+    """For an answer from its very beginning: its first tag says where that was, if there is one."""
+    think = {**DEFAULT_TAGS, **(tags or {})}["think"]
+    first = min(((begun.find(tag), tag) for tag in think if tag in begun), default=None)
+    return Segmenter(tags, reasoning_open=first[1] == think[1] if first else reasoning_open)
 
 
 def _verdict(text: str) -> Literal["good", "bad", "unfinished"]:
