@@ -40,3 +40,21 @@ def test_tab_lists_the_commands_with_what_they_do(pool: SyncSampler) -> None:
         screen.wait_for(" help ", "Show all commands, or how one is used.")
         screen.press("ctrl-c")
         screen.at_prompt()
+
+
+def test_one_of_several_pools_is_chosen_from_a_list() -> None:
+    with (
+        SyncSampler.launch(engine="scripted", workers=1, pool="first"),
+        SyncSampler.launch(engine="scripted", workers=2, pool="second"),
+    ):
+        with chat_screen() as screen:
+            screen.wait_for("2 pools are running:", "1  first: scripted, 1 worker", "2  second: scripted, 2 workers")
+            screen.send("3\r2\r")
+            screen.wait_for("scripted · 2 workers")
+            screen.press("ctrl-d")
+            assert screen.exit_code() == 0
+        with chat_screen() as screen:
+            screen.wait_for("or Enter for none:")
+            screen.press("enter")
+            assert screen.exit_code() == 2
+            assert "--pool NAME" in screen.everything
