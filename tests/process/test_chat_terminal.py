@@ -16,7 +16,7 @@ import pytest
 
 from samplerpool.samplers.sync_sampler import SyncSampler
 
-DEADLINE_S = 30.0
+DEADLINE_S = 90.0
 CTRL_D = "\x04"
 CTRL_C = "\x03"
 HOW_TO_LEAVE = "To leave, type exit or press Ctrl-D"

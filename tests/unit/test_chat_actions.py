@@ -13,7 +13,7 @@ from samplerpool.chat.commands import COMMANDS
 from samplerpool.chat.console import LABEL
 from samplerpool.chat.transcript import text_message
 from samplerpool.client.facts import WorkerFacts
-from samplerpool.errors import EngineError
+from samplerpool.errors import EngineError, WorkerDied
 from tests.chat_script import STYLED, Piece, Screen, Script, Session
 
 
@@ -174,6 +174,12 @@ def test_a_question_that_failed_can_be_asked_again(answer: list[Piece]) -> None:
     sampler = Script(["a"], answer, ["b"])
     session = Session(sampler, ["one", "two", "/retry"])
     assert session.turns[2:] == [("user", "two"), ("assistant", "b")]
+
+
+def test_what_came_before_the_last_worker_died_is_kept_and_can_go_on() -> None:
+    sampler = Script(["ha", WorkerDied("It died.")], ["lf"], [WorkerDied("It died.")], ["b"])
+    session = Session(sampler, ["one", "/continue", "two", "/retry"])
+    assert session.turns == [("user", "one"), ("assistant", "half"), ("user", "two"), ("assistant", "b")]
 
 
 def test_undo_takes_back_questions_one_by_one() -> None:

@@ -14,6 +14,7 @@ from samplerpool.chat.probabilities import show_probabilities
 from samplerpool.chat.segments import ends_in_reasoning, message_of
 from samplerpool.chat.transcript import Turn
 from samplerpool.config.sampling import PARAMS
+from samplerpool.errors import WorkerDied
 from samplerpool.types import Message
 
 Stream = Generator[str, None, None]
@@ -165,8 +166,12 @@ class _Turn:
         return message_of(text, self._tags, begun=begun, reasoning_open=last.reasoning_open)
 
     def _failed(self, error: Exception) -> None:
-        self._transcript.fail()
-        self._console.end_answer(None)
+        if isinstance(error, WorkerDied) and self._console.interactive:  # what came is as good as what Ctrl-C leaves
+            last = self._last
+            self._end(self._transcript.stop(self._message_so_far(last)), last, "error")
+        else:
+            self._transcript.fail()
+            self._console.end_answer(None)
         self._chat.failed(error)
         reason = self._chat.gone()
         if reason is not None:
