@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
 
+from samplerpool.chat.terminal import BURST_S
 from samplerpool.samplers.sync_sampler import SyncSampler
 from tests.process.chat_screen import chat_screen
 
@@ -44,6 +46,7 @@ def test_a_paste_that_the_terminal_does_not_mark_is_one_message(pool: SyncSample
         screen.at_prompt()
         screen.send("first\rsecond\rthird\r")
         screen.wait_for("User: first\n      second\n      third")
+        time.sleep(10 * BURST_S)  # as somebody who types; what comes sooner is of the paste
         screen.press("enter")
         screen.wait_for("Assistant: first\nsecond\nthird")
         screen.at_prompt()
