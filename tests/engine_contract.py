@@ -96,6 +96,8 @@ class EngineContract(ABC):
 
     preempts = True
     """Whether an interactive request takes a batch request's place when all are taken."""
+    first_token_steps: int | None = None
+    """Within how many steps it then has its first token; None where the engine's steps are parts of passes."""
 
     @abstractmethod
     def build(self, *, max_batch: int = 4, max_model_len: int = 256) -> Engine:
@@ -336,7 +338,7 @@ class EngineContract(ABC):
     def test_an_interactive_request_takes_the_place_of_the_youngest_batch_request(
         self, make: Callable[..., Engine]
     ) -> None:
-        """It has its first token within three steps. The other stands still, and later goes on with the same tokens."""
+        """At once. The other stands still, and later goes on with the same tokens."""
         if not self.preempts:
             pytest.skip("this engine lets batch requests finish first")
         engine = make(max_batch=2)
@@ -345,7 +347,7 @@ class EngineContract(ABC):
         answers = drive(engine, batch, until=lambda a: len(a) == 2)
         watched, steps = self.request(7, tokens=8), engine.steps
         drive(engine, [watched], answers, until=lambda a: (1, 7) in a)
-        assert engine.steps - steps <= 3
+        assert self.first_token_steps is None or engine.steps - steps <= self.first_token_steps
         before = len(answers[1, 1].token_ids)
         assert (engine.stats().running, engine.stats().queued) == (2, 2)
         drive(engine, answers=answers, until=lambda a: bool(a[1, 7].finish_reason))

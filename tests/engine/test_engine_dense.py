@@ -68,6 +68,8 @@ def reference(prompt_ids: tuple[int, ...], tokens: int) -> list[int]:
 
 
 class TestDenseEngine(EngineContract):
+    first_token_steps = 3
+
     def build(self, *, max_batch: int = 4, max_model_len: int = 256) -> Engine:
         return build(max_batch, max_model_len, eos=frozenset({self.end()}))
 

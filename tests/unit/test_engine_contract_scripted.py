@@ -15,6 +15,8 @@ from tests.engine_contract import EngineContract  # noqa: E402
 
 
 class TestScriptedEngine(EngineContract):
+    first_token_steps = 3
+
     def build(self, *, max_batch: int = 4, max_model_len: int = 256) -> Engine:
         return ScriptedEngine(EngineConfig(engine="scripted", max_batch=max_batch, max_model_len=max_model_len))
 
