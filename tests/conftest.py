@@ -14,7 +14,11 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # a slow machine is no mistake of the code
+hypothesis.settings.load_profile("untimed")
 
 MARK = "SAMPLERPOOL_TEST_MARK"
 GRACE_S = 6.0
