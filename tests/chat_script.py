@@ -10,7 +10,8 @@ from typing import Any
 from samplerpool.chat.console import Console
 from samplerpool.chat.repl import Repl
 from samplerpool.chat.styles import Palette
-from samplerpool.chat.transcript import Transcript, text_of
+from samplerpool.chat.transcript import Transcript
+from samplerpool.chat.turns import text_of
 from samplerpool.client.facts import WorkerFacts
 from samplerpool.client.response import Call
 from samplerpool.errors import PoolNotFound

@@ -11,7 +11,7 @@ import pytest
 from samplerpool.chat.actions import ACTIONS
 from samplerpool.chat.commands import COMMANDS
 from samplerpool.chat.console import LABEL
-from samplerpool.chat.transcript import text_message
+from samplerpool.chat.turns import text_message
 from samplerpool.client.facts import WorkerFacts
 from samplerpool.errors import EngineError, WorkerDied
 from tests.chat_script import STYLED, Piece, Screen, Script, Session

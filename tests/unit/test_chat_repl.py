@@ -14,7 +14,8 @@ from samplerpool.chat.answer_stats import AnswerStats
 from samplerpool.chat.console import LABEL, Console, plain_console
 from samplerpool.chat.repl import HOW_TO_LEAVE, Repl
 from samplerpool.chat.terminal import HISTORY_FILE, _open_history
-from samplerpool.chat.transcript import Transcript, text_message
+from samplerpool.chat.transcript import Transcript
+from samplerpool.chat.turns import text_message
 from samplerpool.client.facts import WorkerFacts
 from samplerpool.client.response import Call
 from samplerpool.errors import EngineError, WorkerDied

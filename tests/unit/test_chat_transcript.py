@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from samplerpool.chat.transcript import Transcript, text_message
+from samplerpool.chat.transcript import Transcript
+from samplerpool.chat.turns import text_message
 from samplerpool.errors import UsageError
 from samplerpool.types import Message
 

@@ -12,7 +12,8 @@ from samplerpool.chat.autosave import Autosave
 from samplerpool.chat.console import Console
 from samplerpool.chat.samples import to_sample
 from samplerpool.chat.settings import Settings
-from samplerpool.chat.transcript import Transcript, Turn
+from samplerpool.chat.transcript import Transcript
+from samplerpool.chat.turns import Turn
 from samplerpool.errors import SamplerPoolError, log_hint
 
 

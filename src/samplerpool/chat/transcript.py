@@ -2,60 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from samplerpool.chat.turns import Question, ToolResults, Turn, joined, loaded_turn, text_message, text_of, with_text
 from samplerpool.errors import UsageError
-from samplerpool.types import Content, Message, Role
-
-
-def text_message(role: Role, text: str) -> Message:
-    """A message of one text block."""
-    return {"role": role, "content": [{"type": "text", "value": text}]}
-
-
-def text_of(message: Message) -> str:
-    """The text blocks of a message, joined."""
-    return "".join(block["value"] for block in message["content"] if block["type"] == "text")
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What was said to the model, and its answer.
-
-    Args:
-        asked: the user's message, results of tools before it; or such results alone.
-        answer: the answer, parsed where the worker did that.
-        text: the answer as the model wrote it, the prefill in front; empty where that is not known.
-        prefill: how the answer was made to begin.
-        cut: it was stopped, or ended at its limit, and can go on.
-        earlier: the answer that this one took the place of.
-    """
-
-    asked: tuple[Message, ...]
-    answer: Message
-    text: str = ""
-    prefill: str = ""
-    cut: bool = False
-    earlier: Message | None = None
-
-
-@dataclass(frozen=True)
-class Question:
-    """A turn without its answer.
-
-    Args:
-        instead_of: the turn whose place it takes.
-        again: it asks that turn's question word for word, so that the turn stands if this fails.
-        earlier: becomes that of the turn.
-    """
-
-    asked: tuple[Message, ...]
-    prefill: str = ""
-    instead_of: Turn | None = None
-    again: bool = False
-    earlier: Message | None = None
+from samplerpool.types import Content, Message
 
 
 class Transcript:
@@ -81,7 +33,7 @@ class Transcript:
         self.tools: str | None = None
         self.prefill = ""
         self.blocks: list[Content] = []
-        self._results: dict[int, str] = {}
+        self._results = ToolResults()
         self._answer: list[str] = []
         self._before = ""  # what the answer in progress goes on behind
         self.set_system(system)
@@ -180,8 +132,8 @@ class Transcript:
         """Begin a turn; one that is still in progress counts as stopped."""
         self.stop()
         words: Content = {"type": "text", "value": question}
-        asked: Message = {"role": "user", "content": [*_joined(self.blocks, words)]}
-        self._begin(Question((*self._taken_results(), asked), self.prefill))
+        asked: Message = {"role": "user", "content": [*joined(self.blocks, words)]}
+        self._begin(Question((*self._results.messages, asked), self.prefill))
         self.blocks = []
 
     def ask_again(self) -> None:
@@ -207,7 +159,7 @@ class Transcript:
         self.ask_again()
         assert self.question is not None
         asked = self.question.asked or (text_message("user", ""),)
-        changed = (*asked[:-1], _with_text(asked[-1], text))
+        changed = (*asked[:-1], with_text(asked[-1], text))
         self.question = replace(self.question, asked=changed, again=False, earlier=None)
 
     def go_on(self) -> Turn:
@@ -353,7 +305,7 @@ class Transcript:
         asked: list[Message] = []
         for message in messages[first:]:
             if message["role"] == "assistant":
-                self.turns.append(_loaded_turn(tuple(asked), message))
+                self.turns.append(loaded_turn(tuple(asked), message))
                 asked = []
             else:
                 asked.append(message)
@@ -364,11 +316,7 @@ class Transcript:
     @property
     def open_calls(self) -> list[str]:
         """Names of the functions that the last answer calls and that have no result yet, in order."""
-        return [name for place, name in enumerate(self._calls()) if place not in self._results]
-
-    def _calls(self) -> list[str]:
-        blocks = self.turns[-1].answer["content"] if self.turns else []
-        return [_called(block["value"]) for block in blocks if block["type"] == "tool_call"]
+        return self._results.open_calls(self._last_answer)
 
     def answer_call(self, result: str, name: str | None = None) -> None:
         """Give the result of one of the last answer's calls: the first without one, or the first of that name.
@@ -376,42 +324,12 @@ class Transcript:
         Raises:
             UsageError: there is no such call.
         """
-        for place, called in enumerate(self._calls()):
-            if place not in self._results and name in (None, called):
-                self._results[place] = result
-                return
-        raise UsageError("The last answer waits for no tool's result.")
+        self._results.give(self._last_answer, result, name)
 
     def ask_with_results(self) -> None:
         """Begin a turn that says the results of tools, and nothing else."""
-        self._begin(Question(tuple(self._taken_results()), self.prefill))
+        self._begin(Question(tuple(self._results.messages), self.prefill))
 
-    def _taken_results(self) -> list[Message]:
-        return [text_message("tool", self._results[place]) for place in sorted(self._results)]
-
-
-def _joined(blocks: Sequence[Content], words: Content) -> list[Content]:
-    """Files and words as one text, since templates differ in how they join several; media stay blocks of their own."""
-    texts = [block["value"] for block in blocks if block["type"] == "text"]
-    media = [block for block in blocks if block["type"] != "text"]
-    return [*media, {"type": "text", "value": "\n\n".join([*texts, words["value"]])}]
-
-
-def _with_text(message: Message, text: str) -> Message:
-    media: list[Content] = [block for block in message["content"] if block["type"] != "text"]
-    return {"role": message["role"], "content": [*media, {"type": "text", "value": text}]}
-
-
-def _loaded_turn(asked: tuple[Message, ...], answer: Message) -> Turn:
-    """Whether it had come to its end is not known of it: where it is plain text, it can go on."""
-    plain = all(block["type"] == "text" for block in answer["content"])
-    text = text_of(answer) if plain else ""
-    return Turn(asked, answer, text, cut=bool(text))
-
-
-def _called(value: str) -> str:
-    try:
-        call = json.loads(value)
-    except ValueError:
-        return ""
-    return str(call.get("name", "")) if isinstance(call, dict) else ""
+    @property
+    def _last_answer(self) -> Message | None:
+        return self.turns[-1].answer if self.turns else None

@@ -10,7 +10,7 @@ from samplerpool.chat.answer_stats import AnswerStats
 from samplerpool.chat.commands import COMMANDS, CommandSpec
 from samplerpool.chat.settings import ShownParam
 from samplerpool.chat.styles import Line, shade
-from samplerpool.chat.transcript import text_of
+from samplerpool.chat.turns import text_of
 from samplerpool.client.facts import WorkerFacts
 from samplerpool.types import Message, TokenLogprobs
 
