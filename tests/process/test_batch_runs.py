@@ -218,7 +218,7 @@ def test_a_broken_line_is_an_error_row_that_names_it(tmp_path: Path) -> None:
 def test_a_dry_run_finds_what_the_run_would_find_and_leaves_nothing(tmp_path: Path) -> None:
     lines = [json.dumps({"prompt": f"[[say:{i}]]" + "x" * (i * 7 % 90)}) for i in range(60)]
     lines[7], lines[9] = '{"id": 24, "prompt": ', '{"text": "no prompt"}'
-    lines[20], lines[21] = (json.dumps({"prompt": "[[say:long]]" + "x" * length}) for length in (600, 490))
+    lines[20], lines[21] = (json.dumps({"prompt": "[[say:long]]" + "x" * length}) for length in (600, 480))
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
     with pool(max_model_len=520) as sampler:
         command = [sys.executable, "-m", "samplerpool", "batch", str(tmp_path / "in.jsonl"), *connect(sampler)]

@@ -27,7 +27,12 @@ LIGHT_IN_HEAVY_WING = (
     "samplerpool.model.source",
     "samplerpool.rendering",
 )
-SIGNAL_OWNERS = ("samplerpool.worker.__main__", "samplerpool.pool.supervisor", "samplerpool.cli")
+SIGNAL_OWNERS = (
+    "samplerpool.worker.__main__",
+    "samplerpool.pool.supervisor",
+    "samplerpool.cli",
+    "samplerpool.chat.editor",
+)
 PICKLES = ("pickle", "marshal", "shelve", "dill", "cloudpickle")
 
 IMPORT_ONE_AFTER_THE_OTHER = """
