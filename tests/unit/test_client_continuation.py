@@ -25,7 +25,7 @@ from samplerpool.errors import (
     WorkerDraining,
 )
 from samplerpool.types import TokenLogprobs
-from samplerpool.wire.messages import Accepted, ChatPrompt, Finished, TokenPrompt, Tokens
+from samplerpool.wire.messages import Accepted, ChatPrompt, Finished, TextPrompt, TokenPrompt, Tokens
 
 PROMPT = ChatPrompt([{"role": "user", "content": [{"type": "text", "value": "x"}]}])
 
@@ -105,6 +105,21 @@ def test_the_beginning_of_an_answer_goes_along_and_is_not_its_text() -> None:
     driver.die(WorkerDied("gone"))
     assert driver.answer.reasoning_open
     assert driver.begin()[0] == TokenPrompt([1, 2], [3], 2, None, "Sure,")
+
+
+def test_a_text_that_is_gone_on_with_stays_one() -> None:
+    driver = Driver(TextPrompt("Once"))
+    assert driver.begin()[0] == TextPrompt("Once")
+    driver.call.feed(Accepted(0, [1, 2], 3))
+    driver.call.feed(Tokens(0, 0, [3], " a"))
+    driver.die(WorkerDied("gone"))
+    assert driver.begin() == (TokenPrompt([1, 2], [3], 2, goes_on=True), {"seed": 3})
+    driver = Driver(TokenPrompt([1, 2], [3], 2, goes_on=True))
+    driver.begin()
+    driver.call.feed(Accepted(0, [1, 2], 3))
+    driver.call.feed(Tokens(0, 1, [4], "bc"))
+    driver.die(WorkerDied("gone"))
+    assert driver.begin()[0] == TokenPrompt([1, 2], [3, 4], 4, goes_on=True)
 
 
 def test_whoever_stops_it_keeps_what_was_taken_and_nothing_is_added() -> None:

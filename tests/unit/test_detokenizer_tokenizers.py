@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE, Unigram, WordPiece
 from transformers import PreTrainedTokenizerFast
 
@@ -143,6 +143,31 @@ def test_the_tokenizers_are_as_bad_as_those_of_models() -> None:
         ids = CODECS[name].encode("he ab")
         alone = "".join(CODECS[name].decode([i], skip_special_tokens=True) for i in ids)
         assert alone == CODECS[name].decode(ids, skip_special_tokens=True).replace(" ", "") == "heab"
+
+
+@pytest.mark.parametrize("name", ["byte-level", "byte-fallback", "unigram"])
+def test_a_text_to_go_on_with_begins_as_the_tokenizer_has_it_and_does_not_end(name: str) -> None:
+    tokenizer = CODECS[name]._tokenizer
+    plain = CODECS[name].encode("he ab")
+    start, end = (tokenizer.convert_tokens_to_ids(token) for token in (START, END))
+    assert CODECS[name].encode_prompt("he ab") == plain
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A {END}", special_tokens=[(START, start), (END, end)]
+    )
+    codec = with_specials(backend)
+    assert codec.encode_prompt("he ab") == [start, *plain]
+    assert codec.encode_prompt("") == [start]
+    assert codec.encode_prompt(f"{START}he ab{END}") == [start, *codec.encode(f"{START}he ab{END}")]
+
+
+@pytest.mark.parametrize("name", ["byte-fallback", "unigram"])
+def test_a_word_behind_a_text_keeps_its_space(name: str) -> None:
+    codec = CODECS[name]
+    ids = codec.encode("he ab")
+    behind = Detokenizer(codec, context_ids=ids[:-1])
+    first = codec.decode(ids[:-1], skip_special_tokens=True)
+    assert first + behind.add(ids[-1:]) + behind.finish() == "he ab"
 
 
 @ALL

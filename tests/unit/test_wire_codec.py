@@ -36,6 +36,7 @@ from samplerpool.wire.messages import (
     RevokeKey,
     Scale,
     Stop,
+    TextPrompt,
     TokenPrompt,
     Tokens,
 )
@@ -56,6 +57,9 @@ REQUESTS = [
     Generate(18, "abc", TokenPrompt([1, 2], [3], 4, ChatPrompt(MESSAGES, None, {}, "Sure"), "Sure"), {}),
     Render(19, "abc", ChatPrompt(MESSAGES, "[]", {"style": "x"}, "Sure")),
     Render(20, "abc", TokenPrompt([1, 2], [3])),
+    Generate(21, "abc", TextPrompt("Once upon é"), {}),
+    Generate(22, "abc", TokenPrompt([1, 2], [3], 4, goes_on=True), {}),
+    Render(23, "abc", TextPrompt("")),
     Abort(2),
     Ping(7),
     Describe(8),
@@ -121,10 +125,15 @@ def test_one_malformed_entry_leaves_the_others_alone() -> None:
         [1, [1], [], 0, "Sure"],
         [1, [1], [], 0, None, 5],
         [1, [1], [], 0, None, "Sure", "Sure"],
+        [1, [1], [], 0, None, "", True, True],
         [1],
+        [2],
+        [2, 5],
+        [2, "Once", "upon"],
+        [],
     ],
 )
-def test_media_of_a_continuation_are_messages_and_an_answers_beginning_is_text(prompt: list[Any]) -> None:
+def test_prompts_of_all_kinds_have_what_belongs_to_them(prompt: list[Any]) -> None:
     (message,) = decode_requests(msgpack.packb((PROTOCOL_VERSION, [[1, 5, "i", prompt, {}, 0, True, False]])))
     assert isinstance(message, Malformed)
     assert message.request_id == 5

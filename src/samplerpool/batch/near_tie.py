@@ -18,7 +18,7 @@ from samplerpool.client.connection import Call, PoolConnection
 from samplerpool.client.routing import choose
 from samplerpool.data.media import has_media
 from samplerpool.errors import TransportError
-from samplerpool.wire.messages import ChatPrompt, TokenPrompt
+from samplerpool.wire.messages import ChatPrompt, Prompt, TokenPrompt
 
 NEAR_TIE = 1e-3
 """By how much a logit may be lowered, in float32. The same bound holds the engines' own tests together."""
@@ -65,7 +65,7 @@ class Telling:
 class _Again:
     """One answer, followed token by token."""
 
-    def __init__(self, call: Call, prompt: ChatPrompt | TokenPrompt) -> None:
+    def __init__(self, call: Call, prompt: Prompt) -> None:
         self.call = call
         self.before = list(prompt.generated_ids) if isinstance(prompt, TokenPrompt) else []
         self.seen: list[tuple[int, int]] = []
@@ -166,11 +166,11 @@ class NearTies:
             longest["min_new_tokens"] = min(least, place + 1)
         return {**self._params, **longest, "seed": seed, "logit_bias": bias}
 
-    def _answer(self, prompt: ChatPrompt | TokenPrompt, seed: int) -> _Again:
+    def _answer(self, prompt: Prompt, seed: int) -> _Again:
         (found,) = self._ask([prompt], [{**self._params, "seed": seed}])
         return found
 
-    def _ask(self, prompts: Sequence[ChatPrompt | TokenPrompt], params: Sequence[Mapping[str, Any]]) -> list[_Again]:
+    def _ask(self, prompts: Sequence[Prompt], params: Sequence[Mapping[str, Any]]) -> list[_Again]:
         ended: SimpleQueue[None] = SimpleQueue()
         asked: list[_Again] = []
         for prompt, given in zip(prompts, params, strict=True):

@@ -7,6 +7,7 @@ characters were delivered, and goes on as if it had generated them itself: the t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from samplerpool.client.interruptions import setback
@@ -24,7 +25,7 @@ from samplerpool.errors import (
     WrongIncarnation,
 )
 from samplerpool.types import Message, RenderedPrompt, TokenLogprobs
-from samplerpool.wire.messages import ChatPrompt, TokenPrompt
+from samplerpool.wire.messages import ChatPrompt, Prompt, TextPrompt, TokenPrompt
 
 MAX_DEATHS = 3
 """Workers that may die over one request. It may be what kills them."""
@@ -49,7 +50,7 @@ class ContinuedAnswer:
     ``prefill``, and ``message`` does.
     """
 
-    def __init__(self, prompt: ChatPrompt | TokenPrompt, params: Mapping[str, Any]) -> None:
+    def __init__(self, prompt: Prompt, params: Mapping[str, Any]) -> None:
         self.prompt = prompt
         self.params = params
         self.home: int | None = None
@@ -143,14 +144,23 @@ class ContinuedAnswer:
 
     # ---- how it goes on -------------------------------------------------------------------------------------------
 
-    def next_prompt(self) -> tuple[ChatPrompt | TokenPrompt, Mapping[str, Any]]:
+    def next_prompt(self) -> tuple[Prompt, Mapping[str, Any]]:
         """What to send now, and with which parameters."""
-        prompt = self.prompt
-        if not self.prompt_ids or isinstance(prompt, TokenPrompt):
-            return prompt, self.params
-        media = prompt if has_media(prompt.messages) else None
-        continued = TokenPrompt(self.prompt_ids, self.token_ids, len(self.text), media, prompt.prefill)
-        return continued, {**self.params, "seed": self.seed}
+        if not self.prompt_ids:
+            return self.prompt, self.params
+        return self._continued(), {**self.params, "seed": self.seed}
+
+    def _continued(self) -> TokenPrompt:
+        prompt, ids, told = self.prompt, self.token_ids, len(self.text)
+        match prompt:
+            case ChatPrompt():
+                media = prompt if has_media(prompt.messages) else None
+                return TokenPrompt(self.prompt_ids, ids, told, media, prompt.prefill)
+            case TokenPrompt():
+                told += prompt.delivered_chars
+                return replace(prompt, generated_ids=[*prompt.generated_ids, *ids], delivered_chars=told)
+            case TextPrompt():
+                return TokenPrompt(self.prompt_ids, ids, told, goes_on=True)
 
     def begun(self, call: Call) -> None:
         """It was sent; what comes is to be found in this call."""

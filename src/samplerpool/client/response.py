@@ -9,11 +9,11 @@ from samplerpool.errors import ProtocolError, SamplerPoolError
 from samplerpool.types import Message, PromptCount, RenderedPrompt, TokenLogprobs
 from samplerpool.wire.messages import (
     Accepted,
-    ChatPrompt,
     Completed,
     Counted,
     Failed,
     Finished,
+    Prompt,
     Purpose,
     Rendered,
     TokenPrompt,
@@ -81,7 +81,7 @@ class Call:
 
     def __init__(
         self,
-        prompt: ChatPrompt | TokenPrompt,
+        prompt: Prompt,
         params: Mapping[str, Any] | None = None,
         *,
         priority: int = 0,

@@ -148,6 +148,9 @@ class Codec(Protocol):
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, nothing added."""
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a text that a model is to go on with, with what this tokenizer puts at the beginning."""
+
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The text of these tokens; incomplete UTF-8 at the end becomes U+FFFD."""
 

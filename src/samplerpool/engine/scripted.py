@@ -79,6 +79,8 @@ class ByteCodec:
         """The bytes of a text."""
         return list(text.encode("utf-8", "replace"))
 
+    encode_prompt = encode
+
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The text of these bytes; the end of the sequence shows as ``<eos>`` where special tokens are asked for."""
         try:

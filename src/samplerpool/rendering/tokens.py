@@ -33,15 +33,27 @@ class TokenizerCodec:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``; special tokens in it are recognized, none are added."""
+        return self._encode(text, add_special_tokens=False)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a text that a model is to go on with: special tokens in it are recognized, those that this
+        tokenizer puts at the beginning are added, and none at the end."""
+        own, whole = self.encode(text), self._encode(text, add_special_tokens=True)
+        for before in range(len(whole) - len(own) + 1):
+            if whole[before : before + len(own)] == own:
+                return whole[: before + len(own)] if own else _without_end(whole, self.eos_token_ids)
+        return own
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         if self._backend is None:
-            ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids: list[int] = self._tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
             return ids
         if self._backend.truncation is not None:
             # Somebody called the tokenizer itself with a limit, which the backend keeps.
             self._backend.no_truncation()
         if self._backend.padding is not None:
             self._backend.no_padding()
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
+        return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The text of these tokens; incomplete UTF-8 at the end becomes U+FFFD."""
@@ -95,6 +107,11 @@ class TokenizerCodec:
         if unknown is None and token is not None:
             unknown = self._backend.token_to_id(token)
         return frozenset() if unknown is None else frozenset({int(unknown)})
+
+
+def _without_end(added: list[int], eos_token_ids: frozenset[int]) -> list[int]:
+    """What is put around no text at all, without what ends it."""
+    return added[:-1] if len(added) > 1 and added[-1] in eos_token_ids else added
 
 
 def _byte_letters() -> dict[str, int]:

@@ -17,12 +17,14 @@ from samplerpool.engine.base import Codec, EngineRequest, Media, PromptRenderer,
 from samplerpool.engine.loop import EngineLoop, Listener, Prepared, RequestEvent, RequestOutput
 from samplerpool.errors import Aborted, EngineError, PromptTooLong, RenderError, SamplerPoolError
 from samplerpool.types import PromptCount, RenderedPrompt
-from samplerpool.wire.messages import ChatPrompt, Purpose, TokenPrompt
+from samplerpool.wire.messages import ChatPrompt, Prompt, Purpose, TextPrompt, TokenPrompt
 
 log = logging.getLogger(__name__)
 
 SLACK = 64
 """Dropped jobs that may lie about."""
+TEXT_CONTEXT = 8
+"""Tokens of a text that tell how the next one is to be read."""
 MAX_ESCAPED = 8
 """Special tokens in one request's messages that are told of."""
 
@@ -39,7 +41,7 @@ class Job:
     """
 
     request_id: RequestId
-    prompt: ChatPrompt | TokenPrompt
+    prompt: Prompt
     params: Mapping[str, Any]
     priority: int
     listener: Listener
@@ -143,7 +145,7 @@ class Intake:
     def _prepare(self, job: Job) -> EngineRequest:
         params = _with_token_ids(resolve(sampling_params(job.params), *self._defaults()), self._renderer.codec)
         prompt = job.prompt
-        if isinstance(prompt, ChatPrompt):
+        if not isinstance(prompt, TokenPrompt):
             prompt_ids, media = self._rendered(prompt)
             request = EngineRequest(job.request_id, prompt_ids, params, job.priority, media=media)
         else:
@@ -166,10 +168,10 @@ class Intake:
         limit, most = self._loop.engine.max_model_len, request.params.max_new_tokens or 0
         return PromptCount(len(request.prompt_ids), most, limit, escaped)
 
-    def _shown(self, prompt: ChatPrompt | TokenPrompt) -> RenderedPrompt:
+    def _shown(self, prompt: Prompt) -> RenderedPrompt:
         """The prompt's tokens, of which there may be no more than an answer's request could have."""
         engine = self._loop.engine
-        if isinstance(prompt, ChatPrompt):
+        if not isinstance(prompt, TokenPrompt):
             token_ids, _ = self._rendered(prompt)
         else:
             token_ids = (*prompt.prompt_ids, *prompt.generated_ids)
@@ -183,15 +185,20 @@ class Intake:
             raise RenderError(f"The prompt has token id {largest}, and the model has {engine.vocab_size:,}.")
         return RenderedPrompt(token_ids, self._renderer.codec.pieces(token_ids))
 
-    def _rendered(self, prompt: ChatPrompt) -> tuple[tuple[int, ...], Media | None]:
+    def _rendered(self, prompt: ChatPrompt | TextPrompt) -> tuple[tuple[int, ...], Media | None]:
+        if isinstance(prompt, TextPrompt):
+            return tuple(self._renderer.codec.encode_prompt(prompt.text)), None
         given = (prompt.messages, prompt.tools, prompt.options)
         if has_media(prompt.messages) and self._renderer.media_kinds:
             return self._renderer.media_prompt(*given, prompt.prefill)
         ids = self._renderer.prompt_ids(*given)
         return (*ids, *self._renderer.prefill_ids(prompt.prefill)) if prompt.prefill else ids, None
 
-    def _beginning(self, prefill: str, prompt_ids: tuple[int, ...]) -> Beginning:
+    def _beginning(self, prompt: Prompt, prompt_ids: tuple[int, ...]) -> Beginning:
         """What the prompt holds of the answer."""
+        if isinstance(prompt, TextPrompt) or (isinstance(prompt, TokenPrompt) and prompt.goes_on):
+            return Beginning(token_ids=prompt_ids[-TEXT_CONTEXT:])
+        prefill = prompt.prefill
         begun = self._renderer.prefill_ids(prefill) if prefill else ()
         at = len(prompt_ids) - len(begun)
         if prompt_ids[at:] != begun:
@@ -214,7 +221,7 @@ class Intake:
             return
         delivered = job.prompt.delivered_chars if isinstance(job.prompt, TokenPrompt) else 0
         # Without the lock: for a long continuation this takes its time, and the socket's thread must not wait for it.
-        beginning = self._beginning(job.prompt.prefill, request.prompt_ids)
+        beginning = self._beginning(job.prompt, request.prompt_ids)
         self._loop.submit(request, job.listener, delivered_chars=delivered, parse=job.parse, beginning=beginning)
         with self._changed:
             if job.request_id in self._waiting:

@@ -33,6 +33,7 @@ from samplerpool.wire.messages import (
     Malformed,
     Ping,
     Pong,
+    Prompt,
     Render,
     Rendered,
     Reply,
@@ -41,6 +42,7 @@ from samplerpool.wire.messages import (
     RevokeKey,
     Scale,
     Stop,
+    TextPrompt,
     TokenPrompt,
     Tokens,
     WireMessage,
@@ -59,7 +61,7 @@ _GENERATE, _ABORT, _PING, _DESCRIBE, _STOP, _RESTART, _SCALE = 1, 2, 3, 4, 5, 6,
 _LIST_KEYS, _ADD_KEY, _REVOKE_KEY, _COUNT, _RENDER = 8, 9, 10, 11, 12
 _ACCEPTED, _TOKENS, _FINISHED, _FAILED, _PONG, _DESCRIPTION, _COMPLETED = 64, 65, 66, 67, 68, 69, 70
 _COUNTED, _RENDERED = 71, 72
-_CHAT, _TOKEN_IDS = 0, 1
+_CHAT, _TOKEN_IDS, _TEXT = 0, 1, 2
 
 
 def encode(messages: Iterable[WireMessage]) -> bytes:
@@ -174,25 +176,34 @@ def _decode_entry(entry: Any, decoders: Mapping[int, Callable[[list[Any]], Any]]
 # ---- one encoder and one decoder a kind ---------------------------------------------------------------------------
 
 
-def _encode_prompt(prompt: ChatPrompt | TokenPrompt) -> Sequence[Any]:
+def _encode_prompt(prompt: Prompt) -> Sequence[Any]:
     """With as many items as it takes: what stands last is left out where it is empty."""
+    if isinstance(prompt, TextPrompt):
+        return (_TEXT, prompt.text)
     if isinstance(prompt, ChatPrompt):
         chat = (_CHAT, prompt.messages, prompt.tools, prompt.options)
         return (*chat, prompt.prefill) if prompt.prefill else chat
     ids = (_TOKEN_IDS, prompt.prompt_ids, prompt.generated_ids, prompt.delivered_chars)
     media = None if prompt.media is None else _encode_prompt(prompt.media)
+    if prompt.goes_on:
+        return (*ids, media, prompt.prefill, True)
     if prompt.prefill:
         return (*ids, media, prompt.prefill)
     return ids if media is None else (*ids, media)
 
 
-def _decode_prompt(value: Any) -> ChatPrompt | TokenPrompt:
-    checks.require(isinstance(value, list) and 4 <= len(value) <= 6, "a prompt must be an array of four to six")
-    kind, first, second, third, *more = value
+def _decode_prompt(value: Any) -> Prompt:
+    checks.require(isinstance(value, list) and len(value) > 1, "a prompt must be an array of two or more")
+    kind = value[0]
     if kind == _CHAT:
         return _decode_chat_prompt(value)
+    if kind == _TEXT:
+        checks.require(len(value) == 2, "a prompt of text must be an array of two")
+        return TextPrompt(checks.text(value[1]))
     if kind != _TOKEN_IDS:
         raise ProtocolError(f"unknown prompt kind {checks.short(kind)}")
+    checks.require(4 <= len(value) <= 7, "a prompt of tokens must be an array of four to seven")
+    _, first, second, third, *more = value
     media = more[0] if more else None
     return TokenPrompt(
         checks.token_ids(first),
@@ -200,6 +211,7 @@ def _decode_prompt(value: Any) -> ChatPrompt | TokenPrompt:
         checks.count(third),
         None if media is None else _decode_chat_prompt(media),
         checks.text(more[1]) if len(more) > 1 else "",
+        checks.flag(more[2]) if len(more) > 2 else False,
     )
 
 

@@ -43,6 +43,7 @@ class TokenPrompt:
         delivered_chars: how many characters of their text were delivered.
         media: the messages that it was rendered of, where they have images, videos or sounds.
         prefill: the text of the answer's beginning with which the prompt ends.
+        goes_on: what comes is no turn of its own but goes on with the prompt's text, as with that of a ``TextPrompt``.
     """
 
     prompt_ids: Sequence[int]
@@ -50,6 +51,21 @@ class TokenPrompt:
     delivered_chars: int = 0
     media: ChatPrompt | None = None
     prefill: str = ""
+    goes_on: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    """A text for the model to go on with, as it stands: no template comes around it, and special tokens in it are such.
+
+    Args:
+        text: the worker puts in front of it what the model's tokenizer has there (a token for the beginning, mostly).
+    """
+
+    text: str
+
+
+Prompt = ChatPrompt | TokenPrompt | TextPrompt
 
 
 @dataclass(slots=True)
@@ -67,7 +83,7 @@ class Generate:
 
     request_id: int
     incarnation: str
-    prompt: ChatPrompt | TokenPrompt
+    prompt: Prompt
     params: Mapping[str, Any]
     priority: int = 0
     stream: bool = True
@@ -86,7 +102,7 @@ class Count:
 
     request_id: int
     incarnation: str
-    prompt: ChatPrompt | TokenPrompt
+    prompt: Prompt
     params: Mapping[str, Any]
     size_bytes: int = field(default=0, compare=False)
 
@@ -102,7 +118,7 @@ class Render:
 
     request_id: int
     incarnation: str
-    prompt: ChatPrompt | TokenPrompt
+    prompt: Prompt
     size_bytes: int = field(default=0, compare=False)
 
 
