@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AnswerTags",
+    "AsyncSampler",
     "BaseSampler",
     "Content",
     "DataArguments",
@@ -36,6 +37,7 @@ __all__ = [
 
 _HOMES = {
     "AnswerTags": "samplerpool.rendering.parsing",
+    "AsyncSampler": "samplerpool.samplers.async_sampler",
     "BaseSampler": "samplerpool.samplers.base_sampler",
     "Content": "samplerpool.types",
     "DataArguments": "samplerpool.config.arguments",
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
     from samplerpool.rendering.parsing import AnswerTags
     from samplerpool.rendering.plugins import RenderingPlugin, register_rendering_plugin
     from samplerpool.rendering.renderer import Renderer
+    from samplerpool.samplers.async_sampler import AsyncSampler
     from samplerpool.samplers.base_sampler import BaseSampler
     from samplerpool.samplers.cli_sampler import run_chat
     from samplerpool.samplers.sync_sampler import SyncSampler

@@ -22,7 +22,8 @@ from samplerpool.errors import (
     WorkerDied,
     WorkerDraining,
 )
-from samplerpool.samplers.streaming import PIECES_AT_ONCE, StreamingSampler
+from samplerpool.samplers.asking import PIECES_AT_ONCE
+from samplerpool.samplers.streaming import StreamingSampler
 from samplerpool.types import RenderedPrompt
 from samplerpool.wire.messages import ChatPrompt, TokenPrompt
 

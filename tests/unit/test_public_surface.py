@@ -19,6 +19,7 @@ from samplerpool import errors
 
 PUBLIC = [
     "AnswerTags",
+    "AsyncSampler",
     "BaseSampler",
     "Content",
     "DataArguments",

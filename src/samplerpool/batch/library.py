@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sized
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sized
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
@@ -12,7 +12,7 @@ from samplerpool.batch.advice import LIBRARY
 from samplerpool.batch.durable import iter_durably
 from samplerpool.batch.output import BatchOutput
 from samplerpool.batch.results import RunFiles, generation_of, open_results, output_columns
-from samplerpool.batch.runner import iter_batch
+from samplerpool.batch.runner import StopSwitch, iter_batch
 from samplerpool.client.connection import PoolConnection
 from samplerpool.config.sampling import sampling_params
 from samplerpool.data.answers import output_row
@@ -35,6 +35,7 @@ def iter_samples(
     retry_errors: bool = False,
     accept_changes: bool = False,
     fetch_media: bool = False,
+    stop: StopSwitch | None = None,
 ) -> Results:
     """Answer a data set.
 
@@ -42,7 +43,7 @@ def iter_samples(
         dataset: anything that ``rows_from_dataset`` takes.
         params: sampling parameters.
         output: the file to be written; see ``BatchOutput`` for this and what follows, and ``run_durably``.
-        fetch_media: see ``run_batch``.
+        fetch_media, stop: see ``run_batch``.
 
     Yields:
         Number of the row and sample, in the form of the output rows, as they finish; with an output, those that an
@@ -58,7 +59,8 @@ def iter_samples(
         if resume or retry_errors:
             name = "resume" if resume else "retry_errors"
             raise UsageError(f"{name} goes on with an output; give output='answers.jsonl' as well, or leave it out.")
-        groups = iter_batch(connection, rows_from_dataset(dataset), params=params, fetch_media=fetch_media)
+        rows = rows_from_dataset(dataset)
+        groups = iter_batch(connection, rows, params=params, fetch_media=fetch_media, stop=stop)
         with closing(groups):
             for results in groups:
                 for result in results:
@@ -84,6 +86,7 @@ def iter_samples(
             accept_changes=accept_changes,
             total=_length(dataset),
             fetch_media=fetch_media,
+            stop=stop,
         )
         with closing(groups):
             first = next(groups, [])  # by now it is known whether this is the same run
@@ -106,7 +109,7 @@ def _length(dataset: object) -> int | None:
         return None
 
 
-def in_order(results: Iterator[tuple[int, Sample]]) -> list[Sample]:
+def in_order(results: Iterable[tuple[int, Sample]]) -> list[Sample]:
     """All of them, ordered by (row, sample)."""
     return [sample for _, sample in sorted(results, key=lambda one: (one[0], generation_of(one[1]).get("sample", 0)))]
 

@@ -70,6 +70,10 @@ class StopSwitch:
         """One step further towards the end."""
         self.pressed += 1
 
+    def end_at_once(self) -> None:
+        """Press it as often as that takes."""
+        self.pressed = max(self.pressed, 2)
+
 
 class BatchOptions(TypedDict, total=False):
     """What ``run_batch`` and ``iter_batch`` have in common.

@@ -29,7 +29,7 @@ def stop_switch() -> Iterator[StopSwitch]:
             for terminal in terminals:
                 os.dup2(nowhere, terminal)
         if number == signal.SIGTERM:
-            switch.pressed = max(2, switch.pressed)
+            switch.end_at_once()
         if switch.pressed > 2:
             raise KeyboardInterrupt
 

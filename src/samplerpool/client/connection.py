@@ -18,7 +18,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -105,6 +105,7 @@ class PoolConnection:
     ) -> None:
         self._context = context
         self._changed = threading.Condition()
+        self._listeners: list[Callable[[], None]] = []
         self._members = Members(context, source, roster, own_numbers=own_numbers, on_change=self._tell_waiting)
         self._commands: deque[Callable[[], None]] = deque()
         self._wake_reader, self._wake_writer = _wake_pair()
@@ -143,6 +144,21 @@ class PoolConnection:
         """
         with self._changed:
             return self._changed.wait_for(lambda: satisfied(self.workers()), timeout_s)
+
+    @contextlib.contextmanager
+    def listening(self, listener: Callable[[], None]) -> Iterator[None]:
+        """Inside the block, call this whenever anything has changed of the workers, or the connection is closed.
+
+        Args:
+            listener: called on the I/O thread, so it must be quick.
+        """
+        with self._changed:
+            self._listeners.append(listener)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._listeners.remove(listener)
 
     def messages_received(self) -> int:
         """ZeroMQ messages that have come from all workers."""
@@ -281,6 +297,8 @@ class PoolConnection:
     def _tell_waiting(self) -> None:
         with self._changed:
             self._changed.notify_all()
+            for listener in self._listeners:
+                listener()
 
     def _shut_down(self, error_for: Callable[[Call], SamplerPoolError]) -> None:
         self._take_commands()

@@ -10,21 +10,21 @@ from samplerpool.client.answering import Answering, behind
 from samplerpool.client.connection import PoolConnection
 from samplerpool.client.continuation import ContinuedAnswer
 from samplerpool.client.facts import WorkerFacts
-from samplerpool.config.sampling import sampling_params
-from samplerpool.data.media import with_media_read
-from samplerpool.data.messages import prefill_text, template_options_of, to_v1, tools_text
-from samplerpool.errors import InvalidParameter
+from samplerpool.samplers.asking import (
+    FACTS_TIMEOUT_S,
+    WORKER_TIMEOUT_S,
+    Messages,
+    Tools,
+    chat_prompt,
+    in_parts,
+    longer,
+    params_of_one_answer,
+    text_prompt,
+    with_files_read,
+)
 from samplerpool.samplers.base_sampler import BaseSampler
-from samplerpool.types import Message, RenderedPrompt
-from samplerpool.wire.messages import ChatPrompt, TokenPrompt
-
-WORKER_TIMEOUT_S = 300.0
-"""Long enough to load most models once more."""
-FACTS_TIMEOUT_S = 0.5
-PIECES_AT_ONCE = 512
-"""Tokens that a worker is asked about in one request; it tells no more of them than its context holds."""
-
-Messages = Sequence[Message] | Sequence[Mapping[str, Any]] | str
+from samplerpool.types import RenderedPrompt
+from samplerpool.wire.messages import Prompt, TokenPrompt
 
 
 class StreamingSampler(BaseSampler):
@@ -42,7 +42,7 @@ class StreamingSampler(BaseSampler):
     def generate(  # type: ignore[override]
         self,
         messages: Messages,
-        tools: str | Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools = None,
         *,
         template_options: Mapping[str, Any] | None = None,
         fetch_media: bool = False,
@@ -80,10 +80,36 @@ class StreamingSampler(BaseSampler):
             UsageError: there is no such worker.
             WorkerDied: no worker is left, or this request has ended several; with ``data["text"]``, what was received.
         """
-        prompt = _prompt(messages, tools, template_options, fetch_media, prefill)
-        given = _of_one_answer(params)
+        prompt = with_files_read(chat_prompt(messages, tools, template_options, prefill), fetch_media)
+        given = params_of_one_answer(params)
         self._answering.check_worker(worker)
         return self._stream(ContinuedAnswer(prompt, given), worker, on_wait)
+
+    def complete(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        worker: int | None = None,
+        on_wait: Callable[[str], None] | None = None,
+        **params: Any,
+    ) -> Generator[str, None, None]:
+        """Go on with a text, as a model without a chat template does. Nothing is put around it but what the tokenizer
+        has for the beginning of one, and special tokens in it are such.
+
+        Args:
+            prompt: the text, or all of its token ids.
+            worker: see ``generate``, and so ``on_wait`` and ``**params``.
+
+        Yields:
+            The text behind it, as it comes; see ``generate``.
+
+        Raises:
+            RenderError: it is no text, or has token ids that the model does not have.
+            InvalidParameter, UsageError, RequestError, WorkerDied: see ``generate``.
+        """
+        answer = ContinuedAnswer(text_prompt(prompt), params_of_one_answer(params))
+        self._answering.check_worker(worker)
+        return self._stream(answer, worker, on_wait)
 
     def _stream(
         self, answer: ContinuedAnswer, worker: int | None, on_wait: Callable[[str], None] | None
@@ -118,14 +144,9 @@ class StreamingSampler(BaseSampler):
             InvalidParameter: ``more_tokens`` is not a positive number, or a parameter is out of range.
             RequestError, UsageError, WorkerDied: see ``generate``.
         """
-        if isinstance(more_tokens, bool) or not isinstance(more_tokens, int) or more_tokens < 1:
-            raise InvalidParameter(f"more_tokens must be an integer, 1 or more, not {more_tokens!r}.")
-        if "max_new_tokens" in changes:
-            raise InvalidParameter("How long the answer may become is told by more_tokens; leave max_new_tokens out.")
-        limit = len(answer.token_ids) + more_tokens
-        given = _of_one_answer({**answer.params, **changes, "max_new_tokens": limit})
+        whole = longer(answer, more_tokens, changes)
         self._answering.check_worker(worker)
-        return behind(answer.text, self._stream(ContinuedAnswer.going_on(answer, given), worker, on_wait))
+        return behind(answer.text, self._stream(whole, worker, on_wait))
 
     @property
     def last(self) -> ContinuedAnswer | None:
@@ -138,7 +159,7 @@ class StreamingSampler(BaseSampler):
     def render(
         self,
         messages: Messages,
-        tools: str | Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools = None,
         *,
         prefill: str = "",
         template_options: Mapping[str, Any] | None = None,
@@ -159,7 +180,7 @@ class StreamingSampler(BaseSampler):
             PromptTooLong: there are more tokens than the worker holds.
             UsageError, WorkerDied: see ``generate``.
         """
-        prompt = _prompt(messages, tools, template_options, fetch_media, prefill)
+        prompt = with_files_read(chat_prompt(messages, tools, template_options, prefill), fetch_media)
         return self._rendered(prompt, worker)
 
     def pieces(self, token_ids: Sequence[int], *, worker: int | None = None) -> list[str]:
@@ -177,13 +198,11 @@ class StreamingSampler(BaseSampler):
             UsageError, WorkerDied: see ``generate``.
         """
         known: dict[int, str] = {}
-        asked = sorted(set(token_ids))
-        for start in range(0, len(asked), PIECES_AT_ONCE):
-            some = asked[start : start + PIECES_AT_ONCE]
+        for some in in_parts(token_ids):
             known.update(zip(some, self._rendered(TokenPrompt(some), worker).pieces, strict=True))
         return [known[token_id] for token_id in token_ids]
 
-    def _rendered(self, prompt: ChatPrompt | TokenPrompt, worker: int | None) -> RenderedPrompt:
+    def _rendered(self, prompt: Prompt, worker: int | None) -> RenderedPrompt:
         self._answering.check_worker(worker)
         return self._answering.rendered(prompt, timeout_s=self.worker_timeout_s, worker=worker)
 
@@ -200,15 +219,3 @@ class StreamingSampler(BaseSampler):
             UsageError: the sampler is closed.
         """
         return self._answering.facts(timeout_s)
-
-
-def _prompt(messages: Messages, tools: Any, template_options: Any, fetch_media: bool, prefill: str) -> ChatPrompt:
-    read = with_media_read(to_v1(messages), fetch=fetch_media)
-    return ChatPrompt(read, tools_text(tools), template_options_of(template_options), prefill_text(prefill))
-
-
-def _of_one_answer(params: Mapping[str, Any]) -> dict[str, Any]:
-    given = sampling_params(params).given()
-    if given.get("num_return_sequences", 1) > 1:
-        raise InvalidParameter("A stream is one answer; for num_return_sequences above 1 use batch_infer.")
-    return given

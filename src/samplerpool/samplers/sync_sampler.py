@@ -9,17 +9,15 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from samplerpool.client.connection import PoolConnection, WorkerAddress
-from samplerpool.config.arguments import ModelArguments, PoolArguments, SampleArguments
+from samplerpool.config.arguments import ModelArguments, SampleArguments
 from samplerpool.engine.base import PromptRenderer
+from samplerpool.samplers.opening import find_connection, launch_private
 from samplerpool.samplers.streaming import StreamingSampler
 from samplerpool.types import Dataset, Sample
-from samplerpool.wire.endpoint import ConnectionFile, find_pool
-
-if TYPE_CHECKING:
-    from samplerpool.pool.launcher import LaunchedPool
+from samplerpool.wire.endpoint import ConnectionFile
 
 
 class SyncSampler(StreamingSampler):
@@ -113,19 +111,7 @@ class SyncSampler(StreamingSampler):
             StartFailed: a worker did not become ready.
             PoolNameTaken: the pool was given a name that another one has.
         """
-        from samplerpool.pool.launcher import launch_pool
-
-        arguments = model_args or ModelArguments()
-        if model is not None:
-            arguments = ModelArguments(**{**vars(arguments), "model_name_or_path": model})
-        launched: LaunchedPool = launch_pool(
-            arguments,
-            sample_args or SampleArguments(),
-            PoolArguments(workers=workers, **pool),
-            detached=False,
-            private=True,
-            on_progress=on_progress,
-        )
+        launched = launch_private(model, workers, model_args, sample_args, on_progress, pool)
         resources = ExitStack()
         resources.callback(launched.stop, 0.0)
         with _closed_on_error(resources):
@@ -245,17 +231,6 @@ def _told(
         if on_result is not None:
             on_result(index, sample)
         yield index, sample
-
-
-def find_connection(pool: str | Path | None) -> ConnectionFile:
-    """The connection file of a pool, by name, by path, or the only one.
-
-    Raises:
-        PoolNotFound, TransportError
-    """
-    if isinstance(pool, Path) or (pool is not None and ("/" in pool or pool.endswith(".json"))):
-        return ConnectionFile.read(Path(pool))
-    return find_pool(pool)
 
 
 class _closed_on_error:
