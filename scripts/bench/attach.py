@@ -104,9 +104,10 @@ def _client(endpoint: str, incarnation: str, orders: Connection) -> None:
             answer = ContinuedAnswer(ChatPrompt(to_v1(text)), {"max_new_tokens": ANSWER_TOKENS, "temperature": 0.0})
             with closing(answering.stream(answer, timeout_s=DEADLINE_S)) as stream:
                 next(stream)
-                orders.send(time.perf_counter() - began)
+                seconds = time.perf_counter() - began
                 for _ in stream:
                     pass
+            orders.send(seconds)  # not sooner, or the next question would be asked beside the rest of this answer
 
 
 @contextmanager
