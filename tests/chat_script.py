@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from samplerpool.chat.console import Console
@@ -83,8 +83,16 @@ class Script:
         finally:
             self.closed += 1
 
-    def render(self, messages: list[Message], tools: str | None = None, *, prefill: str = "") -> RenderedPrompt:
-        text = "".join(f"<{message['role']}>{text_of(message)}\n" for message in messages) + (tools or "") + prefill
+    def render(
+        self,
+        messages: list[Message],
+        tools: str | None = None,
+        *,
+        prefill: str = "",
+        template_options: Mapping[str, Any] | None = None,
+    ) -> RenderedPrompt:
+        turns = "".join(f"<{message['role']}>{text_of(message)}\n" for message in messages)
+        text = turns + (tools or "") + "".join(template_options or ()) + prefill
         return RenderedPrompt([ord(c) for c in text], list(text))
 
     def pieces(self, token_ids: Sequence[int]) -> list[str]:

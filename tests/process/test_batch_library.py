@@ -55,6 +55,23 @@ def test_an_output_holds_what_is_returned(two_workers: SyncSampler, tmp_path: Pa
         two_workers.batch_infer(PROMPTS, output=output, resume=True, seed=4)
 
 
+def test_what_the_chat_template_is_told_is_part_of_the_run(two_workers: SyncSampler, tmp_path: Path) -> None:
+    prompts = ["[[say:Yes.]]"]
+    thinking = {"enable_thinking": True}
+
+    def kinds(samples: list[Sample]) -> list[str]:
+        return [block["type"] for block in samples[0]["messages"][-1]["content"]]
+
+    output = tmp_path / "answers.jsonl"
+    assert kinds(two_workers.batch_infer(prompts)) == ["text"]
+    assert kinds(two_workers.batch_infer(prompts, output=output, template_options=thinking)) == ["reasoning"]
+    assert kinds(two_workers.batch_infer(prompts, output=output, template_options=thinking, resume=True)) == [
+        "reasoning"
+    ]
+    with pytest.raises(FingerprintMismatch, match=r"template_options\.enable_thinking: was true, is null"):
+        two_workers.batch_infer(prompts, output=output, resume=True)
+
+
 def test_a_loop_that_is_left_early_is_gone_on_with(two_workers: SyncSampler, tmp_path: Path) -> None:
     output = tmp_path / "answers.jsonl"
     first = list(islice(two_workers.batch_iter(PROMPTS, output=output, seed=3), 7))

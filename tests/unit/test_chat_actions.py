@@ -98,9 +98,8 @@ def test_what_cannot_be_is_one_line_and_changes_nothing(line: str, said: str) ->
     session = Session(sampler, [line, "one"])
     assert session.said[0].startswith(said)
     assert len(session.said) == 1
-    assert {name: value for name, value in sampler.calls[0].items() if name not in ("on_wait", "tools", "prefill")} == {
-        "top_k": 3
-    }
+    told = {name: value for name, value in sampler.calls[0].items() if name not in ("on_wait", "tools", "prefill")}
+    assert told == {"top_k": 3, "template_options": {}}
     assert session.turns == [("user", "one"), ("assistant", "a")]
 
 
@@ -122,6 +121,23 @@ def test_the_system_prompt_can_be_seen_set_and_removed() -> None:
     assert session.said[0] == "System prompt: S"
     assert sampler.prompts[0][0] == text_message("system", "Be kind.\nBe brief.")
     assert [message["role"] for message in sampler.prompts[1]] == ["user", "assistant", "user"]
+
+
+def test_what_the_chat_template_is_told() -> None:
+    sampler = Script(["a"], ["b"], ["c"])
+    lines = ["/template", "/template enable_thinking false", "one", "/template style short", "/template", "/retry"]
+    bad = ["/template enable_thinking", "/template 1x 2"]
+    session = Session(sampler, [*lines, *bad, "/raw", "/unset template", "two"], template_options={"given": 1})
+    assert session.said[0] == "Arguments for the chat template: given = 1"
+    assert "enable_thinking = false, for the chat template" in session.said
+    assert 'Arguments for the chat template: given = 1, enable_thinking = false, style = "short"' in session.said
+    assert [call["template_options"] for call in sampler.calls] == [
+        {"given": 1, "enable_thinking": False},
+        {"given": 1, "enable_thinking": False, "style": "short"},
+        {},
+    ]
+    assert any("/template enable_thinking needs a value" in line for line in session.said)
+    assert any("'1x' is no name of a template's argument" in line for line in session.said)
 
 
 def test_prefill_begins_one_answer() -> None:

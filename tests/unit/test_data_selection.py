@@ -233,6 +233,17 @@ def test_rows_are_found_again_by_their_numbers_and_what_a_manifest_has_of_them(p
     assert Selection.noted(template).prompt_template == "@ {{ text }}"
 
 
+def test_what_the_chat_template_is_told_goes_with_each_row(path: Path) -> None:
+    told = {"enable_thinking": False, "levels": [1, 2]}
+    chosen = Selection(template_options=told, system="Be brief.", prompt_template="{{ text }}")
+    with chosen.open(path) as data:
+        for rows in (chosen.rows(data), chosen.rows_at(data, [2, 3]), Selection.noted(chosen.settings()).rows(data)):
+            assert all(row.template_options == told and row.messages[0]["role"] == "system" for row in rows)
+        assert all(row.template_options == {} for row in Selection().rows(data))
+    with pytest.raises(InvalidParameter, match="template_options must be a mapping"):
+        Selection(template_options=["enable_thinking"])  # type: ignore[arg-type]
+
+
 def test_how_many_rows_there_will_be(path: Path) -> None:
     for settings, count in (({}, 12), ({"limit": 5}, 5), ({"limit": 50}, 12), ({"select": "true"}, None)):
         selection = Selection(**settings)  # type: ignore[arg-type]

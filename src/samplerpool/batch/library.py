@@ -16,8 +16,8 @@ from samplerpool.batch.runner import StopSwitch, iter_batch
 from samplerpool.client.connection import PoolConnection
 from samplerpool.config.sampling import sampling_params
 from samplerpool.data.answers import output_row
-from samplerpool.data.rows import rows_from_dataset
-from samplerpool.data.selection import ALL
+from samplerpool.data.rows import Row, rows_from_dataset, with_template_options
+from samplerpool.data.selection import Selection
 from samplerpool.errors import UsageError
 from samplerpool.types import Dataset, Sample
 
@@ -35,6 +35,7 @@ def iter_samples(
     retry_errors: bool = False,
     accept_changes: bool = False,
     fetch_media: bool = False,
+    template_options: Mapping[str, Any] | None = None,
     stop: StopSwitch | None = None,
 ) -> Results:
     """Answer a data set.
@@ -44,6 +45,7 @@ def iter_samples(
         params: sampling parameters.
         output: the file to be written; see ``BatchOutput`` for this and what follows, and ``run_durably``.
         fetch_media, stop: see ``run_batch``.
+        template_options: keyword arguments for the chat template.
 
     Yields:
         Number of the row and sample, in the form of the output rows, as they finish; with an output, those that an
@@ -54,13 +56,17 @@ def iter_samples(
         BatchError, FingerprintMismatch, InvalidParameter, OutputExists, UnsupportedParameter, UsageError
     """
     given = sampling_params(params).given()
+    selection = Selection(template_options=template_options or {})
+
+    def rows() -> Iterator[Row]:
+        return with_template_options(rows_from_dataset(dataset), selection.template_options)
+
     count = given.get("num_return_sequences", 1)
     if output is None:
         if resume or retry_errors:
             name = "resume" if resume else "retry_errors"
             raise UsageError(f"{name} goes on with an output; give output='answers.jsonl' as well, or leave it out.")
-        rows = rows_from_dataset(dataset)
-        groups = iter_batch(connection, rows, params=params, fetch_media=fetch_media, stop=stop)
+        groups = iter_batch(connection, rows(), params=params, fetch_media=fetch_media, stop=stop)
         with closing(groups):
             for results in groups:
                 for result in results:
@@ -72,16 +78,17 @@ def iter_samples(
     ) as file:
         if file.complete:
             if not accept_changes:
-                file.check_settings(**ALL.settings(), params=given)
-                file.check_input(rows_from_dataset(dataset))
+                file.check_settings(**selection.settings(), params=given)
+                file.check_input(rows())
             yield from _numbered(_rows_of(path))
             return
         groups = iter_durably(
             connection,
-            rows_from_dataset(dataset),
+            rows(),
             file,
             source=str(dataset) if isinstance(dataset, str | Path) else type(dataset).__name__,
             params=params,
+            selection=selection,
             overwrite=overwrite,
             accept_changes=accept_changes,
             total=_length(dataset),

@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
+from samplerpool.data.messages import NOW
 from samplerpool.errors import BatchError
 
 FORMAT = 1
@@ -31,7 +32,8 @@ class Manifest:
         input_bytes: of the input's files together; None where that is not known.
         converter: by name.
         system: turn that was put before conversations that have none.
-        limit: rows to be answered; None for all. This, ``converter``, ``system`` and the next four are a ``Selection``.
+        limit: rows to be answered; None for all. This, ``converter``, ``system``, ``template_options`` and the four
+            from ``messages_column`` on are a ``Selection``.
         params: sampling parameters that were given, but for the seed.
         model: fingerprint of what the workers run (``fingerprint`` of their descriptions).
         version: of samplerpool.
@@ -64,11 +66,17 @@ class Manifest:
     output_format: str = "jsonl"
     created: int = 0
     frozen_date: str | None = None
+    template_options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def samples(self) -> int:
         """Answers per row."""
         return int(self.params.get("num_return_sequences") or 1)
+
+    @property
+    def date_option(self) -> Mapping[str, str]:
+        """As an option of chat templates: the date that they are told."""
+        return {} if self.frozen_date is None else {NOW: self.frozen_date}
 
     def changes(self, now: Manifest) -> list[str]:
         """What is different now, a sentence each."""

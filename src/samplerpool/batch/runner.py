@@ -358,7 +358,7 @@ class _Run:
             except RenderError as error:
                 unreadable = error
             call = Call(
-                ChatPrompt(messages, row.tools, self._template_options),
+                ChatPrompt(messages, row.tools, {**self._template_options, **row.template_options}),
                 request_params(self._params, row, job.sample, job.seed),
                 priority=BATCH_PRIORITY,
                 stream=False,

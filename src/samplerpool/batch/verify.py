@@ -18,7 +18,6 @@ from samplerpool.client.connection import PoolConnection
 from samplerpool.data.answers import RowResult, error_text, output_row, row_seed
 from samplerpool.data.json_text import from_json, to_json
 from samplerpool.data.media import with_media_read
-from samplerpool.data.messages import NOW
 from samplerpool.data.per_row import request_params
 from samplerpool.data.rows import Row
 from samplerpool.errors import BadRow, SamplerPoolError
@@ -181,7 +180,7 @@ def _explained(
     row, wanted = now.row, _ending(generation_of(kept.columns))
     try:
         messages = with_media_read(row.messages, folder=row.folder, fetch=fetch_media)
-        options = {} if manifest.frozen_date is None else {NOW: manifest.frozen_date}
+        options = {**manifest.date_option, **row.template_options}
         seed = row_seed(manifest.run_seed, kept.index, kept.sample)
         if row.params:
             own = request_params(manifest.params, row, kept.sample, seed)

@@ -60,6 +60,19 @@ def set_(chat: Chat, argument: str) -> None:
     chat.console.notice(f"{canonical} = {_as_typed(held)}")
 
 
+def template(chat: Chat, argument: str) -> None:
+    """Show what the chat template is told, or tell it something."""
+    name, *value = argument.split(maxsplit=1)[:2] or [""]
+    if not name:
+        told = ", ".join(f"{each} = {_as_typed(held)}" for each, held in chat.settings.template.items())
+        chat.console.notice(f"Arguments for the chat template: {told or 'none'}")
+    elif not value:
+        raise UsageError(f"/template {name} needs a value, as in /template enable_thinking false.")
+    else:
+        held = chat.settings.set_template(name, _text_in(value[0]))
+        chat.console.notice(f"{name} = {_as_typed(held)}, for the chat template")
+
+
 def unset(chat: Chat, argument: str) -> None:
     """Take something back that was set."""
     name = argument.split()[0].lower()
@@ -69,6 +82,7 @@ def unset(chat: Chat, argument: str) -> None:
         "tools": lambda: setattr(transcript, "tools", None),
         "prefill": lambda: setattr(transcript, "prefill", ""),
         "files": transcript.blocks.clear,
+        "template": chat.settings.template.clear,
     }
     if name in takes:
         takes[name]()
@@ -171,6 +185,7 @@ ACTIONS: Mapping[str, Action] = {
     "set": set_,
     "unset": unset,
     "params": params,
+    "template": template,
     "retry": retry,
     "undo": undo,
     "swap": swap,

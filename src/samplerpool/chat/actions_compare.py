@@ -72,7 +72,8 @@ def _show(chat: Chat, sides: list[_Side], messages: list[Message], prefill: str,
     chat.console.show(columns.heads(*(side.name for side in sides)))
     try:
         for number, side in enumerate(sides):
-            arguments = {**params, **side.options, "prefill": prefill}
+            told = {"prefill": prefill, "template_options": dict(chat.settings.template)}
+            arguments = {**params, **side.options, **told}
             work = (chat, side, messages, arguments, number, news)
             threading.Thread(target=_answer, args=work, daemon=True, name=f"compare {side.name}").start()
             chat.console.show(columns.feed(number, prefill))

@@ -80,7 +80,9 @@ def raw(chat: Chat, _argument: str) -> None:
         pieces = sampler.pieces(token_ids)
     else:
         messages, prefill = chat.transcript.last_prompt
-        token_ids, pieces = sampler.render(messages, chat.transcript.tools, prefill=prefill)
+        token_ids, pieces = sampler.render(
+            messages, chat.transcript.tools, prefill=prefill, template_options=chat.settings.template
+        )
     chat.console.show(views.text_lines("".join(pieces)))
     chat.console.show([[("dim", f"{len(token_ids):,} tokens:")]])
     chat.console.show(views.token_lines(token_ids, pieces, terminal_width()))

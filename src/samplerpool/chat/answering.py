@@ -64,6 +64,7 @@ def _asked(chat: Chat, prefill: str, params: Mapping[str, Any]) -> Stream:
         chat.transcript.messages,
         chat.transcript.tools,
         prefill=prefill,
+        template_options=dict(chat.settings.template),
         on_wait=chat.console.aside,
         **chat.attached.where,
         **params,

@@ -73,7 +73,14 @@ class ChatSampler(Protocol):
     def go_on(self, answer: Any, more_tokens: int, **changes: Any) -> Generator[str, None, None]:
         """Yield what comes behind an answer that was stopped or cut off."""
 
-    def render(self, messages: Sequence[Message], tools: str | None = None, *, prefill: str = "") -> RenderedPrompt:
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: str | None = None,
+        *,
+        prefill: str = "",
+        template_options: Mapping[str, Any] | None = None,
+    ) -> RenderedPrompt:
         """The prompt as the model reads it."""
 
     def pieces(self, token_ids: Sequence[int]) -> Sequence[str]:

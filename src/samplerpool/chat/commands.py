@@ -36,8 +36,11 @@ _TABLE = (
     CommandSpec("help", "[COMMAND]", "Show all commands, or how one is used.", "command"),
     CommandSpec("system", "[TEXT]", "Show the system prompt, or set it; /unset system removes it."),
     CommandSpec("set", "NAME VALUE", "Set a sampling parameter for the turns that follow.", "param"),
-    CommandSpec("unset", "NAME", "Take back a parameter, or system, tools, prefill or files.", "param"),
+    CommandSpec("unset", "NAME", "Take back a parameter, or system, template, tools, prefill or files.", "param"),
     CommandSpec("params", "", "Show the sampling parameters, and which of them were set."),
+    CommandSpec(
+        "template", "[NAME VALUE]", "Show arguments for the chat template, or set one: /template enable_thinking false."
+    ),
     CommandSpec("retry", "[SEED]", "Answer the last question again, with another seed or this one."),
     CommandSpec("undo", "", "Take back the last question and its answer."),
     CommandSpec("swap", "", "Put the answer before /retry or /compare in the place of the last one."),

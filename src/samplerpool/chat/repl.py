@@ -29,7 +29,7 @@ class Repl:
 
     Args:
         sampler: answers until ``/attach`` leads elsewhere.
-        params: sampling parameters at the start.
+        params: sampling parameters at the start; and so ``template_options``, what the chat template is told.
         gone: says, after a failed turn, why ``sampler`` cannot answer any more; ``None`` means that it can.
         connect: attaches to a pool, by name or connection file; None where that cannot be.
         conversations: the folder where conversations are kept; None to keep none.
@@ -47,13 +47,14 @@ class Repl:
         connect: Callable[[str], OpenSampler] | None = None,
         conversations: Path | None = None,
         edit: Callable[[str], str] = edit,
+        template_options: Mapping[str, Any] | None = None,
     ) -> None:
         attached = Attached(sampler, connect)
         autosave = Autosave(conversations, console.notice)
         self._chat = Chat(
             console,
             transcript,
-            Settings(params),
+            Settings(params, template_options),
             attached,
             autosave,
             edit,

@@ -26,6 +26,7 @@ def converse(
     params: Mapping[str, Any],
     *,
     system: str | None = None,
+    template_options: Mapping[str, Any] | None = None,
     question: str | None = None,
     form: str | None = None,
     view: ViewOptions | None = None,
@@ -35,6 +36,7 @@ def converse(
     Args:
         params: sampling parameters of every turn.
         system: the system prompt.
+        template_options: keyword arguments for the chat template.
         question: answer just this, on standard output, instead.
         form: write answers as JSON lines, ``json_console.FORMS``.
         view: how answers are shown on a terminal, at the beginning.
@@ -58,6 +60,7 @@ def converse(
         lambda: why_gone(sampler),
         connect=SyncSampler.connect,
         conversations=state_folder() / CONVERSATIONS if console.interactive else None,
+        template_options=template_options,
     )
     return repl.run() if question is None else repl.once(question)
 

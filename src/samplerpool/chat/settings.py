@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from samplerpool.config.arguments import SampleArguments
 from samplerpool.config.sampling import ALIASES, PARAMS, sampling_params, unknown_name
 from samplerpool.config.settings import settings_of
+from samplerpool.data.messages import template_options_of
 from samplerpool.errors import InvalidParameter
 
 
@@ -38,10 +40,12 @@ class Settings:
 
     Args:
         params: as ``chat_params`` returns them.
+        template: keyword arguments for the chat template, by name.
     """
 
-    def __init__(self, params: Mapping[str, Any]) -> None:
+    def __init__(self, params: Mapping[str, Any], template: Mapping[str, Any] | None = None) -> None:
         self.params: dict[str, Any] = dict(params)
+        self.template = template_options_of(template)
 
     def set(self, name: str, text: str) -> tuple[str, Any]:
         """Set one from text, written as on the command line; lists and mappings as YAML or JSON.
@@ -72,6 +76,23 @@ class Settings:
             raise InvalidParameter(f"{canonical} is not set here; /params shows what is.")
         del self.params[canonical]
         return canonical
+
+    def set_template(self, name: str, text: str) -> Any:
+        """Set an argument for the chat template; what reads as JSON is taken as that, else as text.
+
+        Returns:
+            The value.
+
+        Raises:
+            InvalidParameter: no template can have an argument of that name.
+        """
+        if not name.isidentifier():
+            raise InvalidParameter(f"{name!r} is no name of a template's argument, as enable_thinking is one.")
+        try:
+            self.template[name] = json.loads(text)
+        except ValueError:
+            self.template[name] = text
+        return self.template[name]
 
     @staticmethod
     def canonical(name: str) -> str:

@@ -14,7 +14,6 @@ from samplerpool.batch.results import RunFiles
 from samplerpool.batch.spool import is_stream
 from samplerpool.client.connection import PoolConnection
 from samplerpool.data.answers import row_seed
-from samplerpool.data.messages import NOW
 from samplerpool.data.per_row import request_params
 from samplerpool.data.rows import Row
 from samplerpool.data.selection import Selection
@@ -81,7 +80,7 @@ def stream_of(
         yield from sampler.generate(
             row.messages,
             row.tools,
-            template_options={} if manifest.frozen_date is None else {NOW: manifest.frozen_date},
+            template_options={**manifest.date_option, **row.template_options},
             **_params(manifest, row, sample),
         )
 

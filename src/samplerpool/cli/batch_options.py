@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from samplerpool.batch.preflight import Prices
+from samplerpool.cli.options import template_option
 from samplerpool.config.arguments import OUTPUT_FORMS
 from samplerpool.data.selection import Selection
 from samplerpool.errors import UsageError
@@ -31,6 +32,7 @@ _OPTIONS = (
         help="Jinja over the columns that makes the user turn: 'Translate: {{ text }}'.",
     ),
     click.option("--system", metavar="TEXT", help="System turn for the rows that have none."),
+    template_option,
     click.option(
         "--select",
         metavar="EXPRESSION",
@@ -71,7 +73,7 @@ output_format_option = click.option(
     "Names that end in .gz or .zst are compressed.",
 )
 
-_NAMES = ("converter", "messages_column", "prompt_template", "system", "select", "shuffle_seed", "limit")
+_NAMES = tuple(each.name for each in fields(Selection))
 
 
 def selection_options(command: Command) -> Command:

@@ -23,6 +23,7 @@ from samplerpool.cli.options import (
     model_options,
     pool_option,
     sampling_options,
+    template_option,
 )
 from samplerpool.samplers.sync_sampler import SyncSampler
 
@@ -33,6 +34,7 @@ from samplerpool.samplers.sync_sampler import SyncSampler
 @click.option("--model", metavar="MODEL", help="Start a worker of our own with this model, and stop it at the end.")
 @click.option("--worker", type=click.IntRange(0), metavar="N", help="Talk to this worker of the pool only.")
 @click.option("--system", metavar="TEXT", help="System prompt.")
+@template_option
 @click.option("--once", metavar="TEXT", help="Print the answer to this, and end.")
 @click.option("--stdin", "document", is_flag=True, help="Standard input is one message; --once TEXT goes before it.")
 @click.option(
@@ -62,6 +64,7 @@ def command(
     model: str | None,
     worker: int | None,
     system: str | None,
+    template_options: dict[str, Any],
     once: str | None,
     document: bool,
     form: str | None,
@@ -87,7 +90,15 @@ def command(
     question = one_message(once, sys.stdin if document else None)
     with _launch(model, model_settings) if own else _attach(connect or pool, worker) as sampler:
         view = ViewOptions(reasoning, markdown)
-        return converse(sampler, params, system=system, question=question, form=form, view=view)
+        return converse(
+            sampler,
+            params,
+            system=system,
+            template_options=template_options,
+            question=question,
+            form=form,
+            view=view,
+        )
 
 
 def _attach(pool: str | Path | None, worker: int | None) -> SyncSampler:

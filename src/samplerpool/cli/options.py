@@ -196,6 +196,22 @@ def assignment(value: str) -> tuple[str, Any]:
         return name, text
 
 
+def _assignments(_ctx: click.Context, _param: click.Parameter, values: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+    return dict(values)
+
+
+template_option = click.option(
+    "--template-option",
+    "template_options",
+    type=assignment,
+    multiple=True,
+    callback=_assignments,
+    metavar="NAME=VALUE",
+    help="Argument for the chat template, like enable_thinking=false. May be given several times.",
+)
+"""The command gets ``template_options``: name to value."""
+
+
 def setting_option(setting: Setting) -> Callable[[Any], Any]:
     """The option for a field of a group of arguments; the command gets it by the field's name."""
     name, flag = setting.name, _flag(setting.name.removesuffix("_s"))

@@ -33,6 +33,7 @@ class Row:
         finished: the samples of it that an earlier run has.
         params: sampling parameters that hold for it alone.
         expected_tokens: of its answer, where that is known beforehand; long ones are begun early.
+        template_options: keyword arguments for the chat template.
     """
 
     index: int
@@ -45,6 +46,7 @@ class Row:
     finished: frozenset[int] = frozenset()
     params: Mapping[str, Any] | None = None
     expected_tokens: int | None = field(default=None, compare=False)
+    template_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 _AUTO = AutoConverter()
@@ -135,6 +137,13 @@ def _items(dataset: Any) -> Iterable[object]:
     raise UsageError(
         f"A {type(dataset).__name__} is no data set: it needs __iter__, or __len__ and __getitem__ with integers."
     )
+
+
+def with_template_options(rows: Iterable[Row], options: Mapping[str, Any]) -> Iterator[Row]:
+    """The same rows, their prompts made with these keyword arguments for the chat template."""
+    for row in rows:
+        row.template_options = options
+        yield row
 
 
 def with_system(rows: Iterable[Row], text: str) -> Iterator[Row]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
 from typing import Any
 
@@ -12,7 +12,8 @@ from samplerpool.config.arguments import DataArguments
 from samplerpool.data.collection import DataCollection
 from samplerpool.data.dataset_info import WAYS, DatasetName
 from samplerpool.data.expressions import predicate, template_text
-from samplerpool.data.rows import Row, with_system
+from samplerpool.data.messages import template_options_of
+from samplerpool.data.rows import Row, with_system, with_template_options
 from samplerpool.data.shuffle import shuffled
 from samplerpool.errors import DataFileError
 
@@ -32,13 +33,14 @@ class Selection:
         messages_column: the column that holds the conversation, or the text that is one user turn.
         prompt_template: Jinja over the columns, whose text is one user turn; or ``@`` and a file that holds it.
         system: turn to be put before conversations that have none.
+        template_options: keyword arguments for the chat template, by name (``enable_thinking``, ...).
         select: Jinja expression over the columns; only rows for which it is true. Where it cannot be told, the row
             becomes an error row.
         shuffle_seed: take the rows in the order that this number gives. They keep their numbers.
         limit: only so many, the first ones in that order.
 
     Raises:
-        InvalidParameter: the expression is none, or the template's file cannot be read.
+        InvalidParameter: the expression is none, the template's file cannot be read, or the options are none.
     """
 
     converter: str | None = None
@@ -48,12 +50,14 @@ class Selection:
     select: str | None = None
     shuffle_seed: int | None = None
     limit: int | None = None
+    template_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.prompt_template is not None:
             object.__setattr__(self, "prompt_template", template_text(self.prompt_template))
         if self.select is not None:
             predicate(self.select)
+        object.__setattr__(self, "template_options", template_options_of(self.template_options))
 
     @classmethod
     def of(cls, arguments: DataArguments) -> Selection:
@@ -124,7 +128,13 @@ class Selection:
         rows = data.rows(order, meant=None if self.select is None else predicate(self.select))
         if limit is not None:
             rows = islice(rows, limit)
-        return rows if self.system is None else with_system(rows, self.system)
+        return self._made_ready(rows)
+
+    def _made_ready(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """The rows with what does not come of their columns."""
+        if self.system is not None:
+            rows = with_system(rows, self.system)
+        return with_template_options(rows, self.template_options) if self.template_options else iter(rows)
 
     def rows_at(self, data: DataCollection, numbers: Iterable[int]) -> Iterator[Row]:
         """Rows that were chosen before, by their numbers; of a stream all rows, since none can be picked.
@@ -134,7 +144,7 @@ class Selection:
         """
         total = data.count_rows() if data.can_pick else None
         rows = data.rows(None if total is None else (number for number in numbers if number < total))
-        return rows if self.system is None else with_system(rows, self.system)
+        return self._made_ready(rows)
 
     def count(self, data: DataCollection) -> int | None:
         """How many these are; None where that is not known before they have been read."""

@@ -400,6 +400,7 @@ class AsyncSampler:
         overwrite: bool = False,
         retry_errors: bool = False,
         accept_changes: bool = False,
+        template_options: Mapping[str, Any] | None = None,
         fetch_media: bool = False,
         **params: Any,
     ) -> list[Sample]:
@@ -411,6 +412,7 @@ class AsyncSampler:
             output: a file to write as ``samplerpool batch`` does; see ``SyncSampler.batch_infer`` for this and for
                 ``resume``, ``overwrite``, ``retry_errors``, ``accept_changes``.
             on_result: called with the row's number and its Sample as rows finish, in the event loop.
+            template_options: keyword arguments for the chat template (``enable_thinking``, ...) of all rows.
             fetch_media: get images, videos and sounds from ``http(s):`` URLs, too.
             **params: sampling parameters of all rows; ``seed`` seeds the run.
 
@@ -432,6 +434,7 @@ class AsyncSampler:
             overwrite=overwrite,
             retry_errors=retry_errors,
             accept_changes=accept_changes,
+            template_options=template_options,
             fetch_media=fetch_media,
             **params,
         )
@@ -452,6 +455,7 @@ class AsyncSampler:
         overwrite: bool = False,
         retry_errors: bool = False,
         accept_changes: bool = False,
+        template_options: Mapping[str, Any] | None = None,
         fetch_media: bool = False,
         **params: Any,
     ) -> AsyncGenerator[tuple[int, Sample], None]:
@@ -463,7 +467,7 @@ class AsyncSampler:
 
         Args:
             dataset: as for ``batch_infer``, and so are ``output``, ``resume``, ``overwrite``, ``retry_errors``,
-                ``accept_changes``, ``fetch_media`` and ``**params``, and the errors.
+                ``accept_changes``, ``template_options``, ``fetch_media`` and ``**params``, and the errors.
 
         Yields:
             The row's number and its Sample, as they finish. With an output, those that an earlier run has come first,
@@ -482,6 +486,7 @@ class AsyncSampler:
             overwrite=overwrite,
             retry_errors=retry_errors,
             accept_changes=accept_changes,
+            template_options=template_options,
             fetch_media=fetch_media,
             stop=switch,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
@@ -142,6 +142,7 @@ class SyncSampler(StreamingSampler):
         overwrite: bool = False,
         retry_errors: bool = False,
         accept_changes: bool = False,
+        template_options: Mapping[str, Any] | None = None,
         fetch_media: bool = False,
         **params: Any,
     ) -> list[Sample]:
@@ -157,6 +158,7 @@ class SyncSampler(StreamingSampler):
             overwrite: replace an output that is there already, and what a run left of one.
             retry_errors: like ``resume``, and answer the rows again that carry errors.
             accept_changes: with ``resume``: go on although the model or a parameter has changed.
+            template_options: keyword arguments for the chat template (``enable_thinking``, ...) of all rows.
             fetch_media: get images, videos and sounds from ``http(s):`` URLs, too.
             **params: sampling parameters of all rows; ``seed`` seeds the run.
 
@@ -178,6 +180,7 @@ class SyncSampler(StreamingSampler):
             overwrite=overwrite,
             retry_errors=retry_errors,
             accept_changes=accept_changes,
+            template_options=template_options,
             fetch_media=fetch_media,
             **params,
         )
@@ -193,6 +196,7 @@ class SyncSampler(StreamingSampler):
         overwrite: bool = False,
         retry_errors: bool = False,
         accept_changes: bool = False,
+        template_options: Mapping[str, Any] | None = None,
         fetch_media: bool = False,
         **params: Any,
     ) -> Generator[tuple[int, Sample], None, None]:
@@ -203,7 +207,7 @@ class SyncSampler(StreamingSampler):
 
         Args:
             dataset: as for ``batch_infer``, and so are ``output``, ``resume``, ``overwrite``, ``retry_errors``,
-                ``accept_changes``, ``fetch_media`` and ``**params``, and the errors.
+                ``accept_changes``, ``template_options``, ``fetch_media`` and ``**params``, and the errors.
 
         Yields:
             The row's number and its Sample, as they finish. With an output, those that an earlier run has come first,
@@ -220,6 +224,7 @@ class SyncSampler(StreamingSampler):
             overwrite=overwrite,
             retry_errors=retry_errors,
             accept_changes=accept_changes,
+            template_options=template_options,
             fetch_media=fetch_media,
         )
 
