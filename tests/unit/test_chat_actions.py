@@ -126,7 +126,7 @@ def test_the_system_prompt_can_be_seen_set_and_removed() -> None:
 def test_what_the_chat_template_is_told() -> None:
     sampler = Script(["a"], ["b"], ["c"])
     lines = ["/template", "/template enable_thinking false", "one", "/template style short", "/template", "/retry"]
-    bad = ["/template enable_thinking", "/template 1x 2"]
+    bad = ["/template enable_thinking", "/template 1x 2", "/template style a\nb"]
     session = Session(sampler, [*lines, *bad, "/raw", "/unset template", "two"], template_options={"given": 1})
     assert session.said[0] == "Arguments for the chat template: given = 1"
     assert "enable_thinking = false, for the chat template" in session.said
@@ -136,7 +136,7 @@ def test_what_the_chat_template_is_told() -> None:
         {"given": 1, "enable_thinking": False, "style": "short"},
         {},
     ]
-    assert any("/template enable_thinking needs a value" in line for line in session.said)
+    assert any("/template enable_thinking needs a value on the same line" in line for line in session.said)
     assert any("'1x' is no name of a template's argument" in line for line in session.said)
 
 

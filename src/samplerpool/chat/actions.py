@@ -66,8 +66,8 @@ def template(chat: Chat, argument: str) -> None:
     if not name:
         told = ", ".join(f"{each} = {_as_typed(held)}" for each, held in chat.settings.template.items())
         chat.console.notice(f"Arguments for the chat template: {told or 'none'}")
-    elif not value:
-        raise UsageError(f"/template {name} needs a value, as in /template enable_thinking false.")
+    elif not value or "\n" in value[0]:
+        raise UsageError(f"/template {name} needs a value on the same line, as in /template enable_thinking false.")
     else:
         held = chat.settings.set_template(name, _text_in(value[0]))
         chat.console.notice(f"{name} = {_as_typed(held)}, for the chat template")
