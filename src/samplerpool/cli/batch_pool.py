@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from samplerpool.cli.batch_process import allow_descriptors
 from samplerpool.cli.loading import loading_display
 from samplerpool.cli.options import arguments_from, check_unheard, chosen_pool
 from samplerpool.client.connection import PoolConnection
@@ -50,6 +51,7 @@ def connected(
         PoolNotFound, TransportError: as for ``chosen_pool``.
         StartFailed: the private pool did not start.
     """
+    allow_descriptors()
     if model is None:
         with PoolConnection.attach(chosen_pool(pool, connect)) as connection:
             yield connection

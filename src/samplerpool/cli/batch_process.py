@@ -1,9 +1,10 @@
-"""What a batch does to its own process, which is all its own: signals, and the search for reference cycles."""
+"""What a batch does to its own process, which is all its own: signals, limits, the search for reference cycles."""
 
 from __future__ import annotations
 
 import gc
 import os
+import resource
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from types import FrameType
 
 from samplerpool.batch.runner import StopSwitch
 
+DESCRIPTORS = 65_536
 COLLECT_AFTER = 100_000
 """Objects that must have come without going before Python looks for cycles among them; its own figure is 700."""
 
@@ -42,6 +44,14 @@ def stop_switch() -> Iterator[StopSwitch]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def allow_descriptors() -> None:
+    """Let this process open as many files as it may: a worker's socket takes two, and the usual limit is 1,024."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if most == resource.RLIM_INFINITY else min(DESCRIPTORS, most)
+    if now != resource.RLIM_INFINITY and now < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from samplerpool.client.routing import WorkerView
 from samplerpool.client.supervisor import from_afar
 from samplerpool.errors import AccessDenied, SamplerPoolError, TransportError, UsageError
 from samplerpool.wire.endpoint import ConnectionFile, ProcessId, WorkerEntry
+from samplerpool.wire.sockets import client_context
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class PoolConnection:
         nobody = ProcessId(0, 0)
         entries = tuple(WorkerEntry(w.index, w.endpoint, w.incarnation, "", "ready", nobody) for w in workers)
         pool = ConnectionFile("", "", "", "running", nobody, "", entries)
-        self._start(zmq.Context(), FixedWorkers(pool), Roster(followed=False))
+        self._start(client_context(), FixedWorkers(pool), Roster(followed=False))
 
     @classmethod
     def attach(cls, connection: ConnectionFile, *, worker: int | None = None) -> PoolConnection:
@@ -90,7 +91,7 @@ class PoolConnection:
             raise UsageError(f"The pool {connection.pool!r} has no worker {worker}; it has: {indexes}.")
         if connection.local and not connection.supervisor.alive():
             raise TransportError(f"The pool {connection.pool!r} has ended; its supervisor is gone.")
-        context = zmq.Context()
+        context = client_context()
         self = cls.__new__(cls)
         self._start(context, source_for(context, connection), Roster(connection.pool, worker), connection.local)
         views = self.workers()

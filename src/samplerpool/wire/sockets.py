@@ -20,6 +20,8 @@ Context = zmq.Context[zmq.Socket[bytes]]
 Socket = zmq.Socket[bytes]
 
 LINGER_MS = 500
+MAX_SOCKETS = 16_384
+"""Of a client, one for each worker. ZeroMQ's own figure is 1,023; a place costs 8 bytes."""
 _RECONNECT_MOST_MS = 2000
 _KEEPALIVE = {zmq.TCP_KEEPALIVE: 1, zmq.TCP_KEEPALIVE_IDLE: 30, zmq.TCP_KEEPALIVE_INTVL: 10, zmq.TCP_KEEPALIVE_CNT: 3}
 """A peer that vanished from the network is noticed by the kernel, which also answers for a process that is stopped."""
@@ -27,6 +29,13 @@ _LOCAL = ("ipc://", "inproc://")
 _ZAP_ADDRESS = "inproc://zeromq.zap.01"
 _ZAP_DOMAIN = b"samplerpool"
 _MECHANISM = b"CURVE"
+
+
+def client_context() -> Context:
+    """A context with room for the sockets of all workers of a large pool."""
+    context: Context = zmq.Context()
+    context.set(zmq.MAX_SOCKETS, MAX_SOCKETS)
+    return context
 
 
 def open_dealer(context: Context, endpoint: str, keys: ClientKeys | None = None) -> Socket:
