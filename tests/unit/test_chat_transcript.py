@@ -183,6 +183,18 @@ def test_undo_of_a_changed_question_that_failed_brings_the_old_turn_back() -> No
         transcript.undo()
 
 
+def test_a_question_behind_a_changed_one_that_failed_finds_the_old_turn_in_its_place() -> None:
+    transcript = Transcript()
+    answered(transcript, "a", "x")
+    transcript.ask_instead("b")
+    transcript.fail()
+    transcript.ask("c")
+    assert transcript.messages == [user("a"), assistant("x"), user("c")]
+    transcript.receive("z")
+    transcript.complete()
+    assert transcript.everything == [user("a"), assistant("x"), user("c"), assistant("z")]
+
+
 def test_of_two_answers_one_is_put_in_place_whether_or_not_there_was_one() -> None:
     transcript = Transcript()
     answered(transcript, "a", "x")

@@ -129,8 +129,11 @@ class Transcript:
     # ---- a turn begins --------------------------------------------------------------------------------------------
 
     def ask(self, question: str) -> None:
-        """Begin a turn; one that is still in progress counts as stopped."""
+        """Begin a turn; one that is still in progress counts as stopped. If the last question has no answer and was to
+        take the place of one that has, that one is back."""
         self.stop()
+        if self.waiting is not None and self.waiting.instead_of is not None:
+            self.turns.append(self.waiting.instead_of)
         words: Content = {"type": "text", "value": question}
         asked: Message = {"role": "user", "content": [*joined(self.blocks, words)]}
         self._begin(Question((*self._results.messages, asked), self.prefill))
