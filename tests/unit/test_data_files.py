@@ -275,6 +275,15 @@ def test_files_of_a_folder_that_may_be_data_are_left_out_with_a_word(tmp_path):
     assert said == [f"{tmp_path}: left out, as they are of no format that is read: b.xlsx, sub/c.jsonl.bz2"]
 
 
+@pytest.mark.parametrize(
+    ("name", "data"), [("a.xlsx", b"PK\x03\x04\x14\x00\x06\x00"), ("b.bin", b"\x00\x01"), ("c.xml", b"<rows/>")]
+)
+def test_a_file_of_another_format_is_refused_as_a_whole(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataFileError, match=r"is no text, and of no format that is read\. Known are \.json, \.jsonl"):
+        open_source(str(tmp_path / name))
+
+
 def test_media_are_looked_for_beside_their_own_file(tmp_path):
     for place in (tmp_path, tmp_path / "sub", tmp_path / "alone"):
         place.mkdir(exist_ok=True)

@@ -81,8 +81,8 @@ def is_hub_id(path: str) -> bool:
 
 
 def open_file(path: Path) -> Records:
-    """The records of one file or pipe, by its name's ending (before ``.gz`` or ``.zst``); any other name means JSON,
-    one object a line or a list.
+    """The records of one file or pipe, by its name's ending (before ``.gz`` or ``.zst``); any other name that is
+    not known for another format means JSON, one object a line or a list.
 
     Raises:
         DataFileError
@@ -103,6 +103,10 @@ def open_file(path: Path) -> Records:
     if suffix == ".txt":
         return TextLines(path)
     opening = Opening(path)
+    if b"\0" in opening.start or path.suffix.lower() in UNREAD:  # as no JSON has, whatever its encoding that we read
+        opening.close()
+        known = f"Known are {', '.join(SUFFIXES)}, also with {' or '.join(COMPRESSED)} behind them."
+        raise DataFileError(f"{path} is no text, and of no format that is read. {known}", path=str(path))
     return (JsonList if opening.start.lstrip().startswith(b"[") else JsonLines)(path, opening)
 
 
