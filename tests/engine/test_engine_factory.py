@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from samplerpool.config.arguments import EngineConfig
-from samplerpool.engine import dense, dense_attention
+from samplerpool.engine import dense, dense_attention, packed_passes
 from samplerpool.engine.base import Engine, EngineRequest
 from samplerpool.engine.factory import build_engine
 from samplerpool.engine.padded import PaddedEngine
@@ -125,7 +125,7 @@ def break_the_dense_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(module: Any, query: Any, *args: Any, **kwargs: Any) -> Any:
         return right(module, query * 1.05, *args, **kwargs)
 
-    monkeypatch.setitem(dense.AttentionInterface._global_mapping, dense_attention.IMPLEMENTATION, wrong)
+    monkeypatch.setitem(packed_passes.AttentionInterface._global_mapping, dense_attention.IMPLEMENTATION, wrong)
 
 
 def test_where_the_dense_engine_is_wrong_the_padded_one_is_picked(

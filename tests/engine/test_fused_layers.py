@@ -56,8 +56,8 @@ class Watched(DenseEngine):
 
     @property
     def fused(self) -> FusedLayers:
-        assert self._fused is not None
-        return self._fused
+        assert self._passes.fused is not None
+        return self._passes.fused
 
     def _sample(self, rows: list[Any], logits: Tensor) -> Any:
         for row, values in zip(rows, logits, strict=True):

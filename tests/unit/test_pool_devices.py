@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from samplerpool.config.arguments import PoolArguments
@@ -21,6 +23,7 @@ from samplerpool.pool.devices import (
     usable_devices,
     worker_environment,
 )
+from samplerpool.worker.ranks import rank_cores
 
 UUIDS = ["GPU-11111111-aaaa", "GPU-22222222-bbbb"]
 
@@ -118,6 +121,63 @@ def test_cpu_workers() -> None:
         WorkerPlan(device="cpu", torch_device="cpu", cores=(0, 1), threads=2),
     ]
     assert plan(1, [], CpuBudget((0,)), hide_devices=True)[0].visible == ""
+
+
+def test_several_devices_for_each_worker() -> None:
+    plans = plan("auto", ["0", "1", "2", "3"], CpuBudget((0, 1)), devices_per_worker=2)
+    assert plans == [
+        WorkerPlan(device="cuda:0+1", torch_device="cuda", visible="0,1", devices=2),
+        WorkerPlan(device="cuda:2+3", torch_device="cuda", visible="2,3", devices=2),
+    ]
+    assert len(plan(1, ["0", "1", "2"], CpuBudget((0,)), devices_per_worker=2)) == 1
+
+
+@pytest.mark.parametrize(
+    ("workers", "devices", "size", "message"),
+    [
+        (2, "012", 2, r"2 workers need 4 devices, 2 for each, and there are 3 \(0, 1, 2\). Ask for fewer --workers."),
+        ("auto", "01", 4, r"1 worker needs 4 devices, 4 for each, and there are 2 \(0, 1\). .* --devices-per-worker."),
+        ("auto", "01234", 2, r"Workers on 2 devices each leave 1 over, as there are 5 \(0, 1, 2, 3, 4\)"),
+        (1, "00", 2, r"one device twice \(0, 0\)"),
+    ],
+)
+def test_devices_that_cannot_be_grouped(workers: int | str, devices: str, size: int, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        plan(workers, list(devices), CpuBudget((0,)), devices_per_worker=size)
+
+
+def test_ranks_on_the_cpu_share_their_workers_cores() -> None:
+    budget = CpuBudget(tuple(range(8)))
+    assert plan(2, [], budget, devices_per_worker=2) == [
+        WorkerPlan(device="cpu x2", torch_device="cpu", cores=(0, 1, 2, 3), threads=2, devices=2),
+        WorkerPlan(device="cpu x2", torch_device="cpu", cores=(4, 5, 6, 7), threads=2, devices=2),
+    ]
+    assert [rank_cores((4, 5, 6, 7), rank, 2) for rank in (0, 1)] == [(4, 5), (6, 7)]
+    assert [rank_cores((0, 1, 2, 3, 4), rank, 3) for rank in (0, 1, 2)] == [(0,), (1, 2), (3, 4)]
+    assert [rank_cores((1,), rank, 2) for rank in (0, 1)] == [(1,), (1,)]
+    assert plan(1, [], CpuBudget((1,)), devices_per_worker=2)[0].threads == 1
+    assert rank_cores((), 1, 2) == ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"engine": "scripted"}, "scripted engine has no model"),
+        ({"engine": "paged"}, "paged engine does not divide a model among processes; use --engine dense"),
+        ({"split_mode": "layer"}, "--split-mode layer gives each GPU some of the layers"),
+    ],
+)
+def test_what_cannot_be_on_several_devices(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidParameter, match=message):
+        plan_workers(PoolArguments(devices_per_worker=2, devices="cpu", **arguments), [])
+
+
+def test_the_processes_of_a_worker_talk_on_this_machine() -> None:
+    group = WorkerPlan(device="cuda:0+1", torch_device="cuda", visible="0,1", devices=2)
+    environment = worker_environment(group, {"NCCL_SOCKET_IFNAME": "eth7"})
+    assert (environment["GLOO_SOCKET_IFNAME"], environment["NCCL_SOCKET_IFNAME"]) == ("lo", "eth7")
+    assert environment["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert "GLOO_SOCKET_IFNAME" not in worker_environment(WorkerPlan(device="cpu", torch_device="cpu"), {})
 
 
 def test_scripted_workers_take_no_device_and_no_cores() -> None:

@@ -13,6 +13,7 @@ from samplerpool.errors import InvalidParameter
 
 ENGINES: tuple[str, ...] = ("auto", "dense", "paged", "sequential", "scripted")
 DTYPES: tuple[str, ...] = ("auto", "float32", "bfloat16", "float16")
+SPLIT_MODES: tuple[str, ...] = ("auto", "tensor", "layer")
 ATTENTION: tuple[str, ...] = ("eager", "sdpa", "flash_attention_2")
 MIN_LOG_BYTES = 4096
 LOG_REQUESTS: tuple[str, ...] = ("errors", "all", "none")
@@ -169,6 +170,9 @@ class PoolArguments(ClientLimits, Supervision):
         pool: its name; ``None`` lets the launch choose one.
         workers: how many; ``auto`` means one per device (on CPU, one).
         devices: ``auto``, ``cpu``, or indexes or UUIDs like ``0,1`` within ``CUDA_VISIBLE_DEVICES``.
+        devices_per_worker: over how many devices each worker lays its model, which may be too large for one.
+        split_mode: how: ``tensor`` divides each layer among as many processes (tensor parallelism), ``layer`` gives
+            each device some of the layers, in one process; ``auto``: the first, where the model and the engine can.
         engine: ``auto``, ``dense`` (or its padded form, for models that need it), ``paged``, ``sequential`` or
             ``scripted``.
         engine_options: further settings of that engine, by name.
@@ -191,6 +195,13 @@ class PoolArguments(ClientLimits, Supervision):
     pool: str | None = setting(None, "The pool's name.", metavar="NAME")
     workers: int | str = setting("auto", "auto: one per device.", choices=("auto",), low=1, metavar="N|auto")
     devices: str = setting("auto", "Devices to use.", metavar="auto|cpu|0,1")
+    devices_per_worker: int = setting(1, "Devices for each worker, for a model that is too large for one.", low=1)
+    split_mode: str = setting(
+        "auto",
+        "How a model is laid over a worker's devices: tensor divides each layer among as many processes, layer gives "
+        "each device some of the layers. auto: tensor where the model and the engine can.",
+        choices=SPLIT_MODES,
+    )
     engine: str = setting(
         "auto",
         "What runs the model: dense and paged compute many requests together, sequential one after the other, "
@@ -273,6 +284,7 @@ class WorkerConfig:
         log_requests, max_log_bytes: as for ``PoolArguments``.
         report_figures: report counts of requests, tokens and times to the supervisor.
         status_fd: descriptor for one JSON line per event, read by the supervisor; -1 means none.
+        devices, split_mode: as ``devices_per_worker`` and ``split_mode`` of ``PoolArguments``.
         death_fd: descriptor whose end of file means that the supervisor is gone; -1 means none.
         supervisor_pid: watched as well; 0 means none.
         progress_interval_s: between two reports of progress on ``status_fd``.
@@ -288,6 +300,8 @@ class WorkerConfig:
     secret_key: str = field(default="", repr=False)
     known_keys: str = ""
     limits: ClientLimits = ClientLimits()
+    devices: int = 1
+    split_mode: str = "auto"
     cores: tuple[int, ...] = ()
     log: str = ""
     log_requests: str = "errors"

@@ -54,11 +54,13 @@ class LogFile(logging.Handler):
         path: the file behind descriptors 1 and 2; None if it is something else, which is then never rotated.
         max_bytes: beyond which a new file is begun.
         layout: of a line, as ``logging.Formatter`` takes it.
+        rotates: False where another process writes into the same file and does that; ``follow`` goes along.
     """
 
-    def __init__(self, path: Path | None, max_bytes: int, layout: str) -> None:
+    def __init__(self, path: Path | None, max_bytes: int, layout: str, *, rotates: bool = True) -> None:
         super().__init__()
         self._path = path
+        self._rotates = rotates
         self._max_bytes = max_bytes
         self.setFormatter(logging.Formatter(layout))
         sys.stdout, sys.stderr = (_text_stream(descriptor) for descriptor in _OUTPUT)
@@ -74,11 +76,22 @@ class LogFile(logging.Handler):
 
     def rotate_if_large(self) -> None:
         """Begin a new file if this one is large. To be called now and then: native code writes as well."""
-        if self._path is None:
+        if self._path is None or not self._rotates:
             return
         with self.lock or contextlib.nullcontext(), contextlib.suppress(OSError):
             if os.fstat(_OUTPUT[-1]).st_size > self._max_bytes:
                 _rotate(self._path)
+
+    def follow(self) -> None:
+        """Go on in the file that another process has begun in the place of this one."""
+        if self._path is None:
+            return
+        with contextlib.suppress(OSError):
+            if self._path.stat().st_ino != os.fstat(_OUTPUT[-1]).st_ino:
+                descriptor = os.open(self._path, _FLAGS, 0o600)
+                for output in _OUTPUT:
+                    os.dup2(descriptor, output)
+                os.close(descriptor)
 
 
 def _rotate(path: Path) -> None:

@@ -107,11 +107,16 @@ def capacity_for(tokens: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """Geometry of one layer's cache."""
+    """Geometry of one layer's cache.
+
+    Args:
+        device: where that layer is, if the model's layers are on several devices.
+    """
 
     kv_heads: int
     key_dim: int
     value_dim: int
+    device: torch.device | None = None
 
     @property
     def numbers_per_token(self) -> int:
@@ -146,15 +151,14 @@ class Arena:
     Args:
         shapes: one per layer, by layer index.
         tokens: how many tokens fit, over all regions.
-        dtype, device: of the tensors.
+        dtype, device: of the tensors, but for layers that are elsewhere.
     """
 
     def __init__(self, shapes: Sequence[LayerShape], tokens: int, dtype: torch.dtype, device: torch.device) -> None:
         self.shapes = tuple(shapes)
         self.tokens = tokens - tokens % MIN_CAPACITY
-        self.keys = [_zeros(self.tokens * s.kv_heads, s.key_dim, dtype, device) for s in shapes]
-        self.values = [_zeros(self.tokens * s.kv_heads, s.value_dim, dtype, device) for s in shapes]
-        self.device = device
+        self.keys = [_zeros(self.tokens * s.kv_heads, s.key_dim, dtype, s.device or device) for s in shapes]
+        self.values = [_zeros(self.tokens * s.kv_heads, s.value_dim, dtype, s.device or device) for s in shapes]
         heads = [shape.kv_heads for shape in shapes]
         self.key_side = _Side(self.keys, heads)
         self.value_side = _Side(self.values, heads)

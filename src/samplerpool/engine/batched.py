@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -237,6 +239,14 @@ def checked_options(engine: str, options: Mapping[str, Any], kinds: Mapping[str,
     return checked
 
 
+def _fit_on_devices(shapes: Sequence[LayerShape], model: Any) -> float:
+    """How many tokens the free memory of GPUs holds, where the layers on each of them have their caches."""
+    needed: Counter[torch.device] = Counter()
+    for shape in shapes:
+        needed[shape.device or model.device] += shape.numbers_per_token * model.dtype.itemsize
+    return min(torch.cuda.mem_get_info(device)[0] / count for device, count in needed.items())
+
+
 @torch.inference_mode()
 def layer_shapes(model: Any) -> list[LayerShape]:
     """The geometry of each layer's cache, from a pass of two tokens through the untouched model.
@@ -253,7 +263,11 @@ def layer_shapes(model: Any) -> list[LayerShape]:
     if not layers or any(getattr(layer, "keys", None) is None for layer in layers):
         why = "its cache does not consist of keys and values alone"
         raise StartFailed(f"The model's rows cannot be batched: {why}.", reason=why)
-    return [LayerShape(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]) for layer in layers]
+    shapes = [LayerShape(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]) for layer in layers]
+    places = [layer.keys.device for layer in layers]
+    if set(places) == {model.device}:
+        return shapes
+    return [replace(shape, device=place) for shape, place in zip(shapes, places, strict=True)]
 
 
 def keys_per_token(model: Any, shapes: Sequence[LayerShape]) -> float:
@@ -282,7 +296,7 @@ def cache_tokens(
     if cache_gib is not None:
         budget = int(cache_gib * 2**30)
     elif model.device.type == "cuda":
-        budget = int(torch.cuda.mem_get_info(model.device)[0] * 0.8)
+        budget = int(per_token * _fit_on_devices(shapes, model) * 0.8)
     else:
         budget = int(available_memory() * MEMORY_SHARE * config.machine_share)
     tokens = min(budget // per_token, most)

@@ -7,37 +7,20 @@ finished one leaves at once. Attention reads the arena (``dense_attention``); wh
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface
 
 from samplerpool.config.arguments import EngineConfig
-from samplerpool.engine import kernels
 from samplerpool.engine.adapters import Adapters
-from samplerpool.engine.arena import MIN_CAPACITY, Arena
 from samplerpool.engine.base import EngineStats
-from samplerpool.engine.batched import (
-    OPTIONS,
-    BatchedEngine,
-    cache_tokens,
-    checked_options,
-    keys_per_token,
-    layer_shapes,
-)
-from samplerpool.engine.dense_attention import IMPLEMENTATION, ArenaCache, packed_attention
-from samplerpool.engine.fused_layers import FusedLayers
-from samplerpool.engine.packed_group import pack_groups
-from samplerpool.engine.packed_linear import pack_linears
-from samplerpool.engine.packed_step import Span, Step
-from samplerpool.engine.schedule import STEP_TOKENS, Plan, Row, Scheduler
-
-log = logging.getLogger(__name__)
-
-AttentionInterface.register(IMPLEMENTATION, packed_attention)
+from samplerpool.engine.batched import OPTIONS, BatchedEngine, checked_options, keys_per_token
+from samplerpool.engine.packed_passes import PackedPasses
+from samplerpool.engine.packed_step import Span
+from samplerpool.engine.ranks import ALONE, Group, SharedPasses
+from samplerpool.engine.schedule import STEP_TOKENS, Copy, Plan, Row, Scheduler
 
 
 class DenseEngine(BatchedEngine):
@@ -51,6 +34,7 @@ class DenseEngine(BatchedEngine):
             ``prefix_cache``, ``packed_linears`` and ``kernel`` (each can be turned off).
         eos_token_ids: end the answer, unless a request ignores them.
         max_model_len: longest prompt plus completion; lowered to what the arena can hold.
+        group: of processes among which the model is divided, whose rank 0 this is.
 
     Raises:
         StartFailed: the model cannot be batched this way, or there is no memory for its cache.
@@ -67,19 +51,21 @@ class DenseEngine(BatchedEngine):
         eos_token_ids: frozenset[int],
         max_model_len: int,
         adapters: Adapters | None = None,
+        group: Group = ALONE,
     ) -> None:
         options = checked_options(self.name, config.options, OPTIONS)
-        shapes = layer_shapes(model)
-        # Regions are powers of two, so rows of the full length may need twice as much.
-        most = 2 * config.max_batch * (max_model_len + MIN_CAPACITY)
-        tokens = cache_tokens(shapes, model, config, options.get("cache_gib"), least=MIN_CAPACITY, most=most)
-        self._arena = Arena(shapes, tokens, model.dtype, model.device)
-        self._cache = ArenaCache(self._arena)
+
+        def own() -> PackedPasses:
+            return PackedPasses(model, config, max_model_len, group.size)
+
+        self._group = group
+        self._passes = own() if group.size == 1 else SharedPasses(own, group, config, max_model_len)
+        self._arena = self._passes.arena
         scheduler = Scheduler(
             self._arena.tokens,
             config.max_batch,
             prefill_chunk=options.get("prefill_chunk"),
-            keys_per_token=keys_per_token(model, shapes),
+            keys_per_token=keys_per_token(model, self._passes.shapes),
             step_tokens=options.get("step_tokens", STEP_TOKENS),
             reuse=options.get("prefix_cache", True),
         )
@@ -91,27 +77,21 @@ class DenseEngine(BatchedEngine):
             max_model_len=max_model_len,
             adapters=adapters,
         )
-        self._attention_before = model.config._attn_implementation
-        model.set_attn_implementation(IMPLEMENTATION)
-        on_host = model.device.type == "cpu" and model.dtype == torch.float32
-        self._compiled = on_host and options.get("kernel", True) and _kernel_available()
-        if on_host and options.get("packed_linears", True):
-            pack_groups(model, compiled=self._compiled)
-            pack_linears(model, compiled=self._compiled)
-        self._fused = FusedLayers(model, self._cache, self._arena) if self._compiled else None
         self._adapters.attach(model)
 
     def stats(self) -> EngineStats:
-        """Also whether the compiled kernel attends."""
+        """Also whether the compiled kernel attends, and among how many processes the model is divided."""
         stats = super().stats()
-        return replace(stats, details={**stats.details, "attention_kernel": self._compiled})
+        ranks = {"tensor_parallel": self._group.size} if self._group.size > 1 else {}
+        return replace(stats, details={**stats.details, "attention_kernel": self._passes.compiled, **ranks})
 
     def close(self) -> None:
         """Drop all requests, and give the model its attention back. Idempotent."""
-        if self._fused is not None:
-            self._fused.undo()
-        self._model.set_attn_implementation(self._attention_before)
+        self._passes.close()
         super().close()
+
+    def _copy(self, copy: Copy) -> None:
+        self._passes.copy(copy.source, copy.target, copy.length)
 
     @torch.inference_mode()
     def _forward(self, plan: Plan) -> tuple[list[Row], Tensor]:
@@ -128,22 +108,7 @@ class DenseEngine(BatchedEngine):
                 last.append(len(ids) - 1)
         owners = [(row.adapter, 1) for row in plan.decodes] + [(row.adapter, count) for row, count in plan.chunks]
         self._adapters.route(owners, [row.adapter for row in rows])
-        with Step(self._arena, decodes, chunks, compiled=self._compiled) as step:
-            logits: Tensor = self._model(
-                input_ids=self._tensor(ids)[None],
-                position_ids=self._tensor(step.positions())[None],
-                past_key_values=self._cache,
-                use_cache=True,
-                logits_to_keep=self._tensor(last),
-            ).logits[0]
-        return rows, logits
-
-
-def _kernel_available() -> bool:
-    reason = kernels.why_unavailable()
-    if reason is not None:
-        log.warning("attention is computed by torch alone, which is slower: %s", reason)
-    return reason is None
+        return rows, self._passes.run(decodes, chunks, ids, last)
 
 
 def _span(row: Row, count: int) -> Span:

@@ -31,7 +31,7 @@ class ArenaCache(Cache):  # type: ignore[misc]  # transformers is not typed
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write, and give back what came: attention reads from the arena."""
-        index = (current_step().write_index(keys.shape[1]),)
+        index = (current_step().write_index(keys.shape[1], keys.device),)
         for target, new in ((self._arena.keys[layer_idx], keys), (self._arena.values[layer_idx], values)):
             target.index_put_(index, new[0].transpose(0, 1).reshape(-1, new.shape[-1]))  # index_copy_ is slow here
         return keys, values
@@ -43,10 +43,8 @@ class ArenaCache(Cache):  # type: ignore[misc]  # transformers is not typed
         """
         if layer_idx is None:
             return 0
-        step = current_step()
-        return torch.tensor(step.positions(), device=self._arena.device) - torch.arange(
-            step.tokens, device=self._arena.device
-        )
+        step, device = current_step(), self._arena.keys[layer_idx].device
+        return torch.tensor(step.positions(), device=device) - torch.arange(step.tokens, device=device)
 
 
 def packed_attention(
@@ -131,7 +129,7 @@ def _decode(step: Step, layer: int, query: Tensor, out: Tensor, call: Call) -> N
         rows, length = len(spans), max(span.end for span in spans)
         keys, values = step.arena.run_views(layer, first, rows, length)
         grouped = query[index : index + rows].reshape(rows, keys.shape[1], heads // keys.shape[1], -1)
-        bias = step.bias(spans, call.sight, query.dtype)
+        bias = step.bias(spans, call.sight, query)
         result = _attend(grouped * call.scaling, keys, values, bias, call.softcap, call.sinks)
         out[index : index + rows] = result.reshape(rows, heads, -1)
 
@@ -142,7 +140,7 @@ def _prefill(step: Step, layer: int, chunk: Span, query: Tensor, out: Tensor, ca
     keys, values = (view[:, first:] for view in step.arena.views(layer, chunk.region, chunk.end))
     kv_heads, group = keys.shape[0], query.shape[1] // keys.shape[0]
     grouped = query.reshape(chunk.count, kv_heads, group, -1).permute(1, 2, 0, 3)  # [kv, group, tokens, dim]
-    bias = step.chunk_bias(chunk, call.sight, query.dtype)[:, first:]
+    bias = step.chunk_bias(chunk, call.sight, query)[:, first:]
     if call.softcap or call.sinks is not None:
         flat = (grouped * call.scaling).reshape(1, kv_heads, group * chunk.count, -1)
         repeated = None if call.sinks is None else call.sinks.repeat_interleave(chunk.count)

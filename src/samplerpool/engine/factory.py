@@ -22,6 +22,7 @@ from samplerpool.errors import InvalidParameter, StartFailed
 
 if TYPE_CHECKING:
     from samplerpool.engine.probe import Method
+    from samplerpool.engine.ranks import Group
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,7 @@ def build_engine(
     model: Any = None,
     renderer: PromptRenderer | None = None,
     on_progress: Progress | None = None,
+    group: Group | None = None,
 ) -> Engine:
     """The engine that ``config`` asks for, ready to take requests.
 
@@ -99,6 +101,7 @@ def build_engine(
             then chooses its own), and
         renderer: whose codec knows its end-of-sequence tokens; the scripted engine needs neither.
         on_progress: gets warnings for whoever starts the worker, a line each; they are logged as well.
+        group: of processes among which the model is divided, whose rank 0 this is; then it is the dense engine's.
 
     Raises:
         InvalidParameter: no such engine, an option it does not have, or a length that the model cannot take.
@@ -113,9 +116,12 @@ def build_engine(
     if model is None or renderer is None:
         raise InvalidParameter(f"The engine {config.engine!r} needs a model; only the scripted one runs without.")
     with contextlib.ExitStack() as on_failure:
-        choice = _Choice(config, model, renderer, on_progress or (lambda _: None))
+        choice = _Choice(config, model, renderer, on_progress or (lambda _: None), group)
         on_failure.callback(choice.attached.put_back)
-        engine = choice.automatic() if config.engine == "auto" else choice.asked_for(config.engine)
+        if group is not None:
+            engine = choice.divided(group.size)
+        else:
+            engine = choice.automatic() if config.engine == "auto" else choice.asked_for(config.engine)
         on_failure.pop_all()
     from samplerpool.engine.openmp import release_threads
 
@@ -126,12 +132,20 @@ def build_engine(
 class _Choice:
     """One model, and the engines that may run it."""
 
-    def __init__(self, config: EngineConfig, model: Any, renderer: PromptRenderer, progress: Progress) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        model: Any,
+        renderer: PromptRenderer,
+        progress: Progress,
+        group: Group | None = None,
+    ) -> None:
         from samplerpool.engine.adapters import Adapters
         from samplerpool.engine.probe import plain_answers
         from samplerpool.model.adapters import AttachedAdapters
 
         self._config = config
+        self._group = group
         self.attached = attached = AttachedAdapters(model)
         self._model = model = attached.model
         self._eos_token_ids = renderer.codec.eos_token_ids
@@ -142,6 +156,8 @@ class _Choice:
         if self._attention == "samplerpool":
             raise StartFailed("The model is in use by another sampler; close that one first, or load the model again.")
         self._expected = []
+        if group is not None:
+            group.tell("plain answers")
         for name in (BASE_ADAPTER, *attached.names) if attached.names else (attached.active,):
             with attached.using(name):
                 self._expected += plain_answers(model, name)
@@ -156,6 +172,10 @@ class _Choice:
         if name == "dense":
             return self._dense(self._length, "it was asked for")
         return self._try("paged", self._length, "it was asked for")
+
+    def divided(self, ranks: int) -> Engine:
+        """The one engine that runs a model in several processes."""
+        return self._try("dense", self._length, f"its layers are divided among {ranks} processes (tensor parallelism)")
 
     def automatic(self) -> Engine:
         """The best engine that computes what the model computes."""
@@ -238,6 +258,8 @@ class _Choice:
         if name == "dense":
             from samplerpool.engine.dense import DenseEngine
 
+            if self._group is not None:
+                arguments["group"] = self._group
             return DenseEngine(self._model, self._config, **arguments)
         if name == "padded":
             from samplerpool.engine.padded import PaddedEngine

@@ -258,7 +258,7 @@ class Attention:
             self._group.multiply(hidden_states)[0],
             position_embeddings[0][0],
             position_embeddings[1][0],
-            step.write_index(self._kv_heads),
+            step.write_index(self._kv_heads, self._keys.device),
             self._keys,
             self._values,
             heads=self._heads,

@@ -32,7 +32,7 @@ def attend_to_latents(step: Step, module: Any, sight: Sight, query: Tensor, out:
         latents, rotated = (view[None, :, first:] for view in step.arena.views(module.layer_idx, span.region, span.end))
         keys, values = module.expand_kv(latents, rotated)
         tokens = slice(done, done + span.count)
-        bias = None if span.count == 1 else step.chunk_bias(span, sight, query.dtype)[:, first:]
+        bias = None if span.count == 1 else step.chunk_bias(span, sight, query)[:, first:]
         rows = query[tokens].transpose(0, 1)[None]
         result = functional.scaled_dot_product_attention(rows, keys, values, attn_mask=bias, scale=scale)
         out[tokens] = result[0].transpose(0, 1)

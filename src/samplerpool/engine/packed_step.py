@@ -89,9 +89,9 @@ class Step:
         self.chunks = chunks
         self.compiled = compiled
         self.tokens = len(decodes) + sum(chunk.count for chunk in chunks)
-        self._write_index: dict[int, Tensor] = {}
+        self._write_index: dict[tuple[int, torch.device], Tensor] = {}
         self._runs: list[tuple[int, Region, list[Span]]] | None = None
-        self._biases: dict[tuple[int, Sight, torch.dtype], Tensor | None] = {}
+        self._biases: dict[tuple[int, Sight, torch.dtype, torch.device], Tensor | None] = {}
         self._kernel_plans: dict[tuple[int, int], AttentionPlan] = {}
         self.calls: list[Call] = []
 
@@ -102,9 +102,9 @@ class Step:
             *(position for span in self.chunks for position in range(span.start, span.end)),
         ]
 
-    def write_index(self, kv_heads: int) -> Tensor:
-        """Vectors of the arena that this step's keys go to, int64, ordered by (token, head)."""
-        index = self._write_index.get(kv_heads)
+    def write_index(self, kv_heads: int, device: torch.device) -> Tensor:
+        """Vectors of a layer's arena that this step's keys go to, int64, ordered by (token, head)."""
+        index = self._write_index.get((kv_heads, device))
         if index is None:
             bases: list[int] = []
             strides: list[int] = []
@@ -114,7 +114,7 @@ class Step:
                 strides += [span.region.capacity] * span.count
             heads = torch.arange(kv_heads)
             index = (torch.tensor(bases)[:, None] + heads * torch.tensor(strides)[:, None]).flatten()
-            self._write_index[kv_heads] = index = index.to(self.arena.device)
+            self._write_index[kv_heads, device] = index = index.to(device)
         return index
 
     def runs(self) -> list[tuple[int, Region, list[Span]]]:
@@ -131,29 +131,29 @@ class Step:
                 self._runs.append((index, span.region, [span]))
         return self._runs
 
-    def bias(self, spans: Sequence[Span], sight: Sight, dtype: torch.dtype) -> Tensor | None:
+    def bias(self, spans: Sequence[Span], sight: Sight, like: Tensor) -> Tensor | None:
         """Additive mask of decode rows, shape [rows, 1, 1, keys], or None if all see all keys."""
-        key = (id(spans), sight, dtype)
+        key = (id(spans), sight, like.dtype, like.device)
         if key not in self._biases:
             length = max(span.end for span in spans)
             ends = torch.tensor([span.end for span in spans])[:, None]
             firsts = torch.tensor([sight.first(span.start) for span in spans])[:, None]
             at = torch.arange(length)
             hidden = (at >= ends) | (at < firsts)
-            bias = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
-            self._biases[key] = bias[:, None, None].to(self.arena.device) if bool(hidden.any()) else None
+            bias = torch.zeros(hidden.shape, dtype=like.dtype).masked_fill_(hidden, float("-inf"))
+            self._biases[key] = bias[:, None, None].to(like.device) if bool(hidden.any()) else None
         return self._biases[key]
 
-    def chunk_bias(self, chunk: Span, sight: Sight, dtype: torch.dtype) -> Tensor:
+    def chunk_bias(self, chunk: Span, sight: Sight, like: Tensor) -> Tensor:
         """Additive mask of a chunk, shape [tokens, keys]."""
-        key = (id(chunk), sight, dtype)
+        key = (id(chunk), sight, like.dtype, like.device)
         bias = self._biases.get(key)
         if bias is None:
             positions = torch.arange(chunk.start, chunk.end)[:, None]
             firsts = torch.tensor([sight.first(position) for position in range(chunk.start, chunk.end)])[:, None]
             at = torch.arange(chunk.end)
             hidden = (at > positions) | (at < firsts)
-            bias = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf")).to(self.arena.device)
+            bias = torch.zeros(hidden.shape, dtype=like.dtype).masked_fill_(hidden, float("-inf")).to(like.device)
             self._biases[key] = bias
         return bias
 

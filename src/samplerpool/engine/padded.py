@@ -199,10 +199,11 @@ class SlabCache(Cache):  # type: ignore[misc]  # transformers is not typed
         """Write this pass's keys and values, shapes [rows, kv_heads, tokens, dim]; all that there are now."""
         views = self._arena.run_views(layer_idx, self._first, len(keys), self._end)
         for view, new in zip(views, (keys, values), strict=True):
-            if self._positions is None:
+            if self._positions is None or self._rows is None:
                 view[:, :, self._start :] = new
-            else:
-                view[self._rows, :, self._positions] = new[:, :, 0].to(view.dtype)
+            else:  # a layer may be on another device than the first
+                at = (self._rows.to(view.device), slice(None), self._positions.to(view.device))
+                view[at] = new[:, :, 0].to(view.dtype)
         return views
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

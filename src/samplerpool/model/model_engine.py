@@ -49,6 +49,17 @@ CHECKPOINT_PARAMETERS: frozenset[str] = frozenset(PARAMS) & {
 """Sampling parameters that a ``generation_config`` may set under the same names."""
 
 
+Place = Callable[[Any, Any, Any], dict[str, Any]]
+"""From a model's configuration, class and processor to arguments of ``from_pretrained``."""
+
+
+def divided(ranks: int) -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` for one of the processes that divide a model's layers by transformers' plan."""
+    from transformers.distributed import DistributedConfig
+
+    return {"distributed_config": DistributedConfig(tp_size=ranks)}
+
+
 @dataclass(frozen=True)
 class _Location:
     """What transformers loads from: a folder, or a hub id (from the local cache alone if the hub is out of reach)."""
@@ -64,6 +75,8 @@ class ModelEngine:
         model_args: which model, and how.
         device: torch device string.
         on_progress: called with a short line when something slow begins.
+        place: for a model on several devices: called with its configuration, its class and its processor before it is
+            loaded; returns further arguments of ``from_pretrained``, which then decide where the weights go.
 
     Attributes:
         model: in evaluation mode, without gradients, on ``device``; with adapters that are not merged, a ``PeftModel``
@@ -82,7 +95,11 @@ class ModelEngine:
     """
 
     def __init__(
-        self, model_args: ModelArguments, device: str = "cpu", on_progress: Callable[[str], None] | None = None
+        self,
+        model_args: ModelArguments,
+        device: str = "cpu",
+        on_progress: Callable[[str], None] | None = None,
+        place: Place | None = None,
     ) -> None:
         progress = on_progress or _ignore
         _check_plugins(model_args)
@@ -105,7 +122,8 @@ class ModelEngine:
                 )
             with _one_sentence("The model", source):
                 auto_class = model_class(self.processor)
-                model = _load_model(auto_class, location, model_args, config, dtype, device, quantization)
+                placed = place(config, auto_class, self.processor) if place is not None else None
+                model = _load_model(auto_class, location, model_args, config, dtype, device, quantization, placed)
             self.model = model
             if adapters.paths:
                 from samplerpool.model.adapters import load_adapters
@@ -225,12 +243,15 @@ def _load_model(
     dtype: torch.dtype,
     device: str,
     quantization: Any,
+    placed: dict[str, Any] | None,
 ) -> Any:
     import torch
 
     # Quantized weights cannot always be moved, and are made where they are to be.
     quantized = quantization is not None or getattr(config, "quantization_config", None) is not None
-    in_place = {"device_map": {"": device}} if quantized and torch.device(device).type != "cpu" else {}
+    in_place = dict(placed or {})
+    if placed is None and quantized and torch.device(device).type != "cpu":
+        in_place = {"device_map": {"": device}}
     if quantization is not None:
         in_place["quantization_config"] = quantization
     model = auto_class.from_pretrained(
@@ -243,7 +264,7 @@ def _load_model(
         **in_place,
     )
     model = model.eval().requires_grad_(False)
-    return model if quantized else model.to(device)
+    return model if quantized or placed is not None else model.to(device)
 
 
 @contextmanager

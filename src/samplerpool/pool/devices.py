@@ -25,6 +25,8 @@ rounds a step beside one busy neighbour takes two thirds of the time at batch 8 
 more (``scripts/bench/spin.py``).
 torch takes its memory in huge pages if it is told to: reading the weights then takes up to a quarter less time.
 """
+RANK_SETTINGS = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+"""For workers of several processes, unless the environment says otherwise."""
 DEVICE_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
 """Without any of these no CUDA (or ROCm, or WSL) device can be there."""
 PROBE_TIMEOUT_S = 120.0
@@ -39,8 +41,9 @@ class WorkerPlan:
         device: as shown to people, for instance ``cpu`` or ``cuda:1``.
         torch_device: as the worker's engine is told: ``cpu`` or ``cuda``.
         visible: the worker's ``CUDA_VISIBLE_DEVICES``; None leaves it alone.
-        cores: CPU cores to be pinned to; empty means not pinned.
-        threads: for numeric libraries; 0 leaves it to them.
+        cores: CPU cores to be pinned to; empty means not pinned. Ranks of one worker share them.
+        threads: for numeric libraries of each process; 0 leaves it to them.
+        devices: how many there are for this worker alone; on the CPU, how many processes divide the model.
     """
 
     device: str
@@ -48,6 +51,7 @@ class WorkerPlan:
     visible: str | None = None
     cores: tuple[int, ...] = ()
     threads: int = 0
+    devices: int = 1
 
 
 @dataclass(frozen=True)
@@ -157,33 +161,65 @@ def _choose_device(entry: str, present: Sequence[str], known_uuids: Sequence[str
 
 
 def plan(
-    workers: int | str, devices: Sequence[str], budget: CpuBudget, *, hide_devices: bool = False
+    workers: int | str,
+    devices: Sequence[str],
+    budget: CpuBudget,
+    *,
+    devices_per_worker: int = 1,
+    hide_devices: bool = False,
 ) -> list[WorkerPlan]:
     """One entry a worker.
 
     Args:
-        workers: a number, or ``auto``: one per device, on the CPU one.
+        workers: a number, or ``auto``: as many as there are devices for, on the CPU one.
         devices: from ``choose_devices``.
+        devices_per_worker: on the CPU, processes that divide a worker's cores among them.
         hide_devices: CPU workers must not see CUDA devices that are there.
 
     Raises:
-        UsageError: more workers than CUDA devices.
+        UsageError: more workers than CUDA devices, or devices that cannot be grouped.
     """
     if not devices:
         count = 1 if workers == "auto" else int(workers)
         return [
             WorkerPlan(
-                device="cpu", torch_device="cpu", visible="" if hide_devices else None, cores=cores, threads=threads
+                device="cpu" if devices_per_worker == 1 else f"cpu x{devices_per_worker}",
+                torch_device="cpu",
+                visible="" if hide_devices else None,
+                cores=cores,
+                threads=max(1, threads // devices_per_worker),
+                devices=devices_per_worker,
             )
             for cores, threads in share_cores(budget, count)
         ]
-    count = len(devices) if workers == "auto" else int(workers)
-    if count > len(devices):
-        raise UsageError(
-            f"{count} workers need {count} devices, and there are {len(devices)} ({', '.join(devices)}). "
-            "Ask for fewer --workers, or name a device twice in --devices."
+    return [
+        WorkerPlan(
+            device=f"cuda:{'+'.join(group)}", torch_device="cuda", visible=",".join(group), devices=devices_per_worker
         )
-    return [WorkerPlan(device=f"cuda:{entry}", torch_device="cuda", visible=entry) for entry in devices[:count]]
+        for group in _groups(workers, devices, devices_per_worker)
+    ]
+
+
+def _groups(workers: int | str, devices: Sequence[str], size: int) -> list[Sequence[str]]:
+    """The devices of each worker: neighbours in the list."""
+    there = f"there are {len(devices)} ({', '.join(devices)})"
+    count = max(1, len(devices) // size) if workers == "auto" else int(workers)
+    if count * size > len(devices):
+        what = "1 worker needs" if count == 1 else f"{count} workers need"
+        each = f", {size} for each," if size > 1 else ""
+        advice = "fewer --devices-per-worker" if count == 1 else "fewer --workers"
+        twice = ", or name a device twice in --devices" if size == 1 else ""
+        raise UsageError(f"{what} {count * size} devices{each} and {there}. Ask for {advice}{twice}.")
+    if workers == "auto" and len(devices) % size:
+        raise UsageError(
+            f"Workers on {size} devices each leave {len(devices) % size} over, as {there}. "
+            f"Say which to use (--devices), or how many --workers."
+        )
+    groups = [devices[at * size : (at + 1) * size] for at in range(count)]
+    for group in groups:
+        if len(set(group)) < size:
+            raise UsageError(f"A worker would have one device twice ({', '.join(group)}); see --devices.")
+    return groups
 
 
 def worker_environment(plan: WorkerPlan, environ: Mapping[str, str]) -> dict[str, str]:
@@ -191,6 +227,8 @@ def worker_environment(plan: WorkerPlan, environ: Mapping[str, str]) -> dict[str
     environment = {**environ, "PYTHONUNBUFFERED": "1"}
     if plan.visible is not None:
         environment[VISIBLE_VARIABLE] = plan.visible
+    if plan.devices > 1:  # what its processes say to each other stays on this machine
+        environment = {**RANK_SETTINGS, **environment}
     if plan.threads:
         environment.update(dict.fromkeys(THREAD_VARIABLES, str(plan.threads)))
         environment = {**CPU_SETTINGS, **environment}
@@ -223,10 +261,30 @@ def plan_workers(pool_args: PoolArguments, devices: Sequence[str]) -> list[Worke
         UsageError: a number of workers that cannot be.
     """
     check_workers(pool_args.workers)
+    _check_split(pool_args, on_cpu=not devices)
     if pool_args.engine == "scripted":
         count = 1 if pool_args.workers == "auto" else int(pool_args.workers)
         return [WorkerPlan(device="cpu", torch_device="cpu")] * count
-    return plan(pool_args.workers, devices, cpu_budget(), hide_devices=pool_args.devices == "cpu")
+    return plan(
+        pool_args.workers,
+        devices,
+        cpu_budget(),
+        devices_per_worker=pool_args.devices_per_worker,
+        hide_devices=pool_args.devices == "cpu",
+    )
+
+
+def _check_split(pool_args: PoolArguments, *, on_cpu: bool) -> None:
+    """Refuse what can be known to be impossible before a worker has looked at its model."""
+    size, mode, engine = pool_args.devices_per_worker, pool_args.split_mode, pool_args.engine
+    if size == 1:
+        return
+    if engine == "scripted":
+        raise InvalidParameter("The scripted engine has no model to be laid over several devices.")
+    if engine not in ("auto", "dense") and (mode == "tensor" or on_cpu):
+        raise InvalidParameter(f"The {engine} engine does not divide a model among processes; use --engine dense.")
+    if mode == "layer" and on_cpu:
+        raise InvalidParameter("--split-mode layer gives each GPU some of the layers, and here are none to be used.")
 
 
 def check_workers(workers: int | str) -> None:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import faulthandler
-import gc
 import json
 import logging
 import os
-import resource
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from samplerpool.config.arguments import WorkerConfig
 from samplerpool.config.logs import LogFile
@@ -23,15 +21,14 @@ from samplerpool.model.fingerprint import fingerprint
 from samplerpool.samplers.base_sampler import BaseSampler
 from samplerpool.wire.figures import FigureReport
 from samplerpool.wire.keys import KeyRing, Lock
-from samplerpool.worker.build import build_sampler
+from samplerpool.worker.build import Built, build_sampler
+from samplerpool.worker.ranks import rank_cores
 from samplerpool.worker.request_log import RequestLog
 from samplerpool.worker.server import WorkerServer
+from samplerpool.worker.upkeep import let_collections_be_rare, offer_to_the_oom_killer, resident_bytes
 from samplerpool.worker.watch import watch_parent
 
 log = logging.getLogger("samplerpool.worker")
-
-OOM_SCORE_ABOVE_SUPERVISOR = 200
-"""Where memory runs out, the kernel is to take a worker, which is started again, and not the one that starts it."""
 
 SWITCH_INTERVAL_S = 0.0005
 """The socket's thread gets the interpreter within this time, even from an engine that never waits."""
@@ -39,9 +36,6 @@ SWITCH_INTERVAL_S = 0.0005
 MAX_BREAKS = 5
 """Steps of the engine in a row that may raise before it counts as beyond repair, as it is after some errors of a GPU.
 More than a single bad request causes, which is sent again a few times."""
-
-COLLECT_AFTER = (50_000, 20, 20)
-"""When Python looks for reference cycles, see ``gc.set_threshold``; its own figures are 700, 10, 10."""
 
 FIGURES_INTERVAL_S = 1.0
 LOG_CHECK_INTERVAL_S = 1.0
@@ -92,8 +86,8 @@ def main() -> int:
         "%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     watch_parent(config.supervisor_pid, config.death_fd)
-    if config.cores:
-        os.sched_setaffinity(0, config.cores)
+    if cores := rank_cores(config.cores, 0, config.devices):
+        os.sched_setaffinity(0, cores)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     status = StatusPipe(config.status_fd)
     try:
@@ -118,12 +112,13 @@ async def _run(config: WorkerConfig, status: StatusPipe, log_file: LogFile) -> N
     await asyncio.wait((building, told_to_stop), return_when=asyncio.FIRST_COMPLETED)
     if not building.done():
         os._exit(0)  # told to stop while loading: a thread inside a library cannot be ended otherwise
-    sampler, model = building.result()
+    built = building.result()
+    sampler = built.sampler
     let_collections_be_rare()
     try:
-        server = _serve(config, sampler, model)
+        server = _serve(config, built)
     except SamplerPoolError:
-        sampler.close()
+        built.close()
         raise
     try:
         status.tell("ready", description=server.description(), endpoint=server.endpoint)
@@ -138,7 +133,7 @@ async def _run(config: WorkerConfig, status: StatusPipe, log_file: LogFile) -> N
             status.tell_figures(server.figures())
     finally:
         keeping.cancel()
-        sampler.close()
+        built.close()
         server.close()
         log.info("stopped")
 
@@ -160,19 +155,20 @@ def _signals() -> asyncio.Queue[int]:
     return signals
 
 
-def _serve(config: WorkerConfig, sampler: BaseSampler, model: str) -> WorkerServer:
+def _serve(config: WorkerConfig, built: Built) -> WorkerServer:
     facts = {
-        "model": model,
+        "model": built.model,
         "pid": os.getpid(),
         "device": config.engine.device,
         "fingerprint": _fingerprint(config),
+        **built.facts,
     }
     worker = f"w{config.index}"
     return WorkerServer(
-        sampler,
+        built.sampler,
         config.endpoint,
         config.incarnation,
-        lambda: {**facts, "memory_bytes": resident_bytes()},
+        lambda: {**facts, "memory_bytes": resident_bytes(built.pids)},
         config.limits,
         RequestLog(config.log_requests, worker).on_ended,
         worker,
@@ -187,7 +183,8 @@ def _start_telling(
 
     def progress() -> None:
         if sampler.breaks >= MAX_BREAKS:
-            _give_up(status, sampler.breaks)
+            raises = f"The engine raised in {sampler.breaks} steps in a row, so the worker ends."
+            _give_up(status, EngineBroken(raises))
         steps, busy = sampler.progress()
         status.tell_progress(steps, server.live, busy)
 
@@ -197,12 +194,11 @@ def _start_telling(
     return [asyncio.create_task(_every(interval_s, report)) for interval_s, report in reports]
 
 
-def _give_up(status: StatusPipe, breaks: int) -> None:
-    """End, to be started again: the engine does nothing but raise, and would fail all that is sent here.
+def _give_up(status: StatusPipe, error: EngineBroken) -> NoReturn:
+    """End, to be started again: the engine would fail all that is sent here.
 
     At once, because native code in an unknown state may never end in good order.
     """
-    error = EngineBroken(f"The engine raised in {breaks} steps in a row, so the worker ends.")
     log.error("%s", error.message)
     status.tell("failed", error=error.to_wire())
     os._exit(1)
@@ -222,8 +218,10 @@ async def _drain(server: WorkerServer, signals: asyncio.Queue[int]) -> None:
     told_again.cancel()
 
 
-def _build(config: WorkerConfig, status: StatusPipe) -> tuple[BaseSampler, str]:
-    return build_sampler(config, lambda detail: status.tell("loading", detail=detail))
+def _build(config: WorkerConfig, status: StatusPipe) -> Built:
+    return build_sampler(
+        config, lambda detail: status.tell("loading", detail=detail), lambda error: _give_up(status, error)
+    )
 
 
 def _fingerprint(config: WorkerConfig) -> dict[str, Any]:
@@ -231,30 +229,6 @@ def _fingerprint(config: WorkerConfig) -> dict[str, Any]:
     if config.engine.engine == "scripted":
         return {"name": "scripted", **config.engine.options}
     return fingerprint(config.model_args)
-
-
-def offer_to_the_oom_killer() -> None:
-    """Become a better choice than the supervisor, which had the same score before."""
-    path = Path("/proc/self/oom_score_adj")
-    with contextlib.suppress(OSError, ValueError):
-        path.write_text(str(min(1000, int(path.read_text()) + OOM_SCORE_ABOVE_SUPERVISOR)))
-
-
-def let_collections_be_rare() -> None:
-    """Keep the search for reference cycles from stopping all threads: with tens of thousands of requests queued it
-    takes half a second each time, and comes again and again. What loading left is not gone through any more."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*COLLECT_AFTER)
-
-
-def resident_bytes() -> int:
-    """Memory that this process holds now."""
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":

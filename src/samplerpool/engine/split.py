@@ -1,0 +1,115 @@
+"""How a model that gets several devices is laid over them: each layer divided among processes, or layer by layer."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+
+from samplerpool.config.arguments import EngineConfig, ModelArguments
+from samplerpool.config.wording import plural
+from samplerpool.engine.factory import model_length
+from samplerpool.engine.probe import choose_method
+from samplerpool.errors import InvalidParameter, StartFailed
+
+SplitMode = Literal["tensor", "layer"]
+
+
+def choose_split(
+    wanted: str, devices: int, skeleton: Any, model_args: ModelArguments, engine: EngineConfig, *, takes_media: bool
+) -> SplitMode:
+    """How this model is laid over so many devices.
+
+    Args:
+        wanted: ``tensor``, ``layer`` or ``auto``, which takes the first of them that can be.
+        skeleton: the model without its weights (``skeleton_of``).
+        takes_media: whether its prompts may have images, videos and sounds.
+
+    Raises:
+        StartFailed: what is wanted cannot be, or nothing can; it says why.
+        InvalidParameter: the model is to have adapters.
+    """
+    if model_args.peft_config is not None:
+        raise InvalidParameter(
+            f"A model on {devices} devices takes no adapters: merge the adapter into the checkpoint first (PEFT's "
+            "merge_and_unload), or use one device for each worker."
+        )
+    if wanted == "layer":
+        obstacle = next(layer_obstacles(engine), None)
+        if obstacle is None:
+            return "layer"
+        raise StartFailed(f"The model's layers cannot be spread over {devices} devices: {obstacle}.")
+    against_tensor = next(tensor_obstacles(devices, skeleton, model_args, engine, takes_media=takes_media), None)
+    if against_tensor is None:
+        return "tensor"
+    what = f"A {type(skeleton).__name__} cannot be divided among {devices} processes, because {against_tensor}"
+    if wanted == "tensor":
+        raise StartFailed(f"{what}. Try --split-mode layer, or another --devices-per-worker.")
+    against_layer = next(layer_obstacles(engine), None)
+    if against_layer is None:
+        return "layer"
+    raise StartFailed(f"{what}; and its layers cannot be spread over the devices: {against_layer}.")
+
+
+def skeleton_of(auto_class: Any, config: Any, *, trust_remote_code: bool) -> Any:
+    """A model of this configuration without any weights: costs no memory, and hardly any time."""
+    with torch.device("meta"):
+        return auto_class.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def tensor_obstacles(
+    devices: int, skeleton: Any, model_args: ModelArguments, engine: EngineConfig, *, takes_media: bool
+) -> Iterator[str]:
+    """What keeps a model's layers from being divided; goes on behind "because"."""
+    config = skeleton.config.get_text_config()
+    plan: dict[str, str] = config.base_model_tp_plan or {}
+    if not plan:
+        yield "transformers has no plan for that (base_model_tp_plan)"
+    heads = getattr(config, "num_attention_heads", None) or 0
+    if heads % devices:
+        yield f"its {heads} attention heads cannot be shared equally"
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    if kv_heads % devices and any(style == "colwise" and name.endswith("k_proj") for name, style in plan.items()):
+        yield f"its {kv_heads} heads of keys and values cannot be shared equally"
+    norms = [weight for name, weight in skeleton.named_parameters() if name.endswith("q_norm.weight")]
+    if any(weight.ndim > 1 for weight in norms):  # Cohere's Command R+
+        yield "the norms of its queries and keys have weights for each head, which transformers' plan does not divide"
+    if model_args.quant_config is not None or getattr(skeleton.config, "quantization_config", None) is not None:
+        yield "its weights are quantized"
+    if engine.engine not in ("auto", "dense"):
+        yield f"the {engine.engine} engine cannot: it works in one process"
+    if takes_media:
+        yield "it takes images, videos or sounds, which the dense engine does not"
+    elif (method := choose_method(skeleton, model_length(engine, skeleton))).name != "packed":
+        shorter = f" (with --max-model-len {method.longest} it can)" if method.longest is not None else ""
+        yield f"the dense engine cannot run it: {method.reason}{shorter}"
+
+
+def layer_obstacles(engine: EngineConfig) -> Iterator[str]:
+    """What keeps a model's layers from being spread over devices in one process."""
+    if torch.device(engine.device).type == "cpu":
+        yield "that takes GPUs, each of which gets some of them"
+    if engine.engine == "paged":
+        yield "the paged engine keeps keys and values on one device; use --engine dense"
+    if importlib.util.find_spec("accelerate") is None:
+        yield "the package accelerate is not installed (pip install 'samplerpool[accelerate]')"
+
+
+def check_spread(model: Any, devices: int) -> None:
+    """Refuse a model of which a part was left in the host's memory, from where each step would fetch it.
+
+    Args:
+        model: loaded with ``device_map="auto"``.
+
+    Raises:
+        StartFailed
+    """
+    places: dict[str, Any] = getattr(model, "hf_device_map", {})
+    left = [name for name, place in places.items() if str(place) in ("cpu", "disk", "meta")]
+    if left:
+        raise StartFailed(
+            f"The model does not fit on its {devices} devices: {plural(len(left), 'part')} of {len(places)} would be "
+            f"left in the host's memory ({left[0]} and what follows). Give it more --devices-per-worker."
+        )
