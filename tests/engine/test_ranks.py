@@ -257,6 +257,48 @@ def test_an_exchange_with_a_rank_that_hangs_has_an_end(
     torch.distributed.destroy_process_group()
 
 
+def test_a_follower_ends_with_rank_0_and_does_nothing_that_it_does_not_know() -> None:
+    ours, theirs = Pipe()
+    with ours, theirs:
+        ours.send_bytes(b'["sing",[]]')
+        with pytest.raises(ValueError, match="rank 0 says 'sing'"):
+            ranks.follow(theirs, None, 2)
+        ours.send_bytes(b'["close",[]]')  # nothing is open
+        with pytest.raises(ValueError, match="rank 0 says 'close'"):
+            ranks.follow(theirs, None, 2)
+        ours.close()
+        ranks.follow(theirs, None, 2)
+
+
+class Broken:
+    """A group that is told of a failure."""
+
+    size = 2
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.error: BaseException | None = None
+
+    def tell(self, order: str, *arguments: Any) -> None:
+        self.told.append(order)
+
+    def fail(self, error: BaseException) -> NoReturn:
+        self.error = error
+        raise SystemExit(1)
+
+
+def test_a_pass_that_fails_on_rank_0_ends_the_group() -> None:
+    def run(*_: Any) -> NoReturn:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    group, own = Broken(), SimpleNamespace(shapes=[], arena=None, compiled=False, run=run)
+    passes = ranks.SharedPasses(lambda: own, group, EngineConfig(), 64)  # type: ignore[arg-type, return-value]
+    with pytest.raises(SystemExit):
+        passes.run([], [], [1], [0])
+    assert group.told == ["open", "run"]
+    assert isinstance(group.error, torch.OutOfMemoryError)
+
+
 class TestDividedEngine(EngineContract):
     """All that an engine does, in two processes."""
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from samplerpool.config.arguments import EngineConfig, ModelArguments
+from samplerpool.config.arguments import EngineConfig, ModelArguments, SampleArguments, WorkerConfig
+from samplerpool.engine import split as split_module
 from samplerpool.engine.arena import Arena, LayerShape, Region
 from samplerpool.engine.base import EngineRequest
 from samplerpool.engine.batched import cache_tokens, layer_shapes
@@ -20,8 +21,10 @@ from samplerpool.engine.factory import build_engine
 from samplerpool.engine.packed_step import Span, Step
 from samplerpool.engine.split import check_spread, choose_split, skeleton_of
 from samplerpool.errors import InvalidParameter, StartFailed
+from samplerpool.worker.build import Built, build_sampler
 from tests.engine_contract import drive, params
 from tests.model_zoo import ZOO, build, config_of, prompt_of, reference_greedy
+from tests.tiny_model import save_tiny_model
 
 CUDA = EngineConfig(device="cuda")
 CPU = EngineConfig(device="cpu")
@@ -135,10 +138,44 @@ def request(number: int) -> EngineRequest:
 
 
 def test_a_model_that_does_not_fit_on_its_devices_is_refused(spread: Any) -> None:
-    with pytest.raises(StartFailed, match=r"does not fit on its 2 devices: .* host's memory"):
+    with pytest.raises(StartFailed, match=r"does not fit on its 2 devices: 100% of its weights would be left in the"):
         check_spread(spread("llama"), 2)
-    check_spread(SimpleNamespace(hf_device_map={"model.embed_tokens": 0, "model.layers.0": 1}), 2)
-    check_spread(build("llama"), 2)
+
+    def weights(**devices: int) -> Any:
+        made = [SimpleNamespace(device=torch.device(name), numel=lambda n=n: n) for name, n in devices.items()]
+        return SimpleNamespace(parameters=lambda: made)
+
+    check_spread(weights(cuda=1000), 2)
+    with pytest.raises(StartFailed, match="on its 3 devices: 25% of its weights"):
+        check_spread(weights(cuda=750, cpu=50, meta=200), 3)
+
+
+def build_worker(folder: Path) -> Built:
+    """What a worker does that gets two GPUs; here are none, so accelerate puts all layers on the CPU."""
+    config = WorkerConfig(
+        pool="p",
+        index=0,
+        endpoint="",
+        incarnation="",
+        model_args=ModelArguments(model=str(save_tiny_model(folder))),
+        sample_args=SampleArguments(),
+        engine=EngineConfig(device="cuda", max_batch=4, options={"cache_gib": 0.01}),
+        devices=2,
+        split_mode="layer",
+    )
+    return build_sampler(config, lambda _: None, pytest.fail)
+
+
+def test_a_worker_spreads_the_layers_and_refuses_what_is_left_over(tmp_path: Path) -> None:
+    with pytest.raises(StartFailed, match=r"does not fit on its 2 devices: 100% of its weights"):
+        build_worker(tmp_path)
+
+
+def test_a_worker_says_that_its_layers_are_spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(split_module, "check_spread", lambda model, devices: None)  # as if these were GPUs
+    built = build_worker(tmp_path)
+    assert (built.facts, built.ranks) == ({"split_mode": "layer", "devices": 2}, None)
+    built.close()
 
 
 META = torch.device("meta")
@@ -151,7 +188,7 @@ def test_a_layer_on_another_device_has_all_that_it_needs_there(sinks: bool) -> N
     cache = ArenaCache(arena)
     decodes = [Span(Region(0, 64), 5, 1), Span(Region(64, 64), 9, 1), Span(Region(256, 128), 70, 1)]
     chunks = [Span(Region(512, 64), 0, 7)]
-    with Step(arena, decodes, chunks):
+    with Step(arena, decodes, chunks) as step:
         for layer, device in enumerate(("cpu", "meta")):
             query, key, value = (torch.zeros(1, heads, 10, 8, device=device) for heads in (4, 2, 2))
             cache.update(key, value, layer)
@@ -160,6 +197,7 @@ def test_a_layer_on_another_device_has_all_that_it_needs_there(sinks: bool) -> N
             out, _ = packed_attention(module, query, key, value, None, sliding_window=6, **more)
             assert (out.device.type, out.shape) == (device, (1, 10, 4, 8))
             assert cache.get_seq_length(layer).device.type == device
+            assert step.write_index(2, key.device).device.type == device
 
 
 def test_the_cache_takes_what_the_fullest_device_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,34 @@ def test_a_dying_process_writes_its_stacks_into_the_present_file(tmp_path: Path)
     assert "Fatal Python error: Segmentation fault" in path.read_text()
 
 
+FOLLOWER = """
+import logging, os, sys
+from pathlib import Path
+from samplerpool.config.logs import LogFile
+path = Path(sys.argv[1])
+log = LogFile(path, 10, "%(message)s", rotates=False)
+logging.info("far more than ten bytes")
+log.follow()
+logging.info("still in the same file")
+os.replace(path, path.with_name("earlier"))
+log.follow()
+logging.info("where a file is missing")
+path.write_text("begun by another: ")
+log.follow()
+logging.info("and gone on with")
+"""
+
+
+def test_a_process_goes_along_when_another_begins_a_new_file(tmp_path: Path) -> None:
+    path = tmp_path / "w.log"
+    with open(path, "ab") as output:
+        subprocess.run([sys.executable, "-c", FOLLOWER, str(path)], stdout=output, stderr=output, check=True)
+    earlier = (tmp_path / "earlier").read_text().splitlines()
+    assert earlier == ["far more than ten bytes", "still in the same file", "where a file is missing"]
+    assert path.read_text() == "begun by another: and gone on with\n"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 @pytest.fixture
 def small_disk(own_folders: Path) -> Iterator[Path]:
     """A disk of 64 KiB that holds the logs."""

@@ -174,7 +174,8 @@ def test_what_cannot_be_on_several_devices(arguments: dict[str, Any], message: s
 
 def test_the_processes_of_a_worker_talk_on_this_machine() -> None:
     group = WorkerPlan(device="cuda:0+1", torch_device="cuda", visible="0,1", devices=2)
-    environment = worker_environment(group, {"NCCL_SOCKET_IFNAME": "eth7"})
+    environment = worker_environment(group, {"NCCL_SOCKET_IFNAME": "eth7", "LOCAL_RANK": "3"})
+    assert environment["LOCAL_RANK"] == "0"
     assert (environment["GLOO_SOCKET_IFNAME"], environment["NCCL_SOCKET_IFNAME"]) == ("lo", "eth7")
     assert environment["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert "GLOO_SOCKET_IFNAME" not in worker_environment(WorkerPlan(device="cpu", torch_device="cpu"), {})

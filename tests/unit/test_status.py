@@ -105,6 +105,13 @@ def test_what_is_out_of_the_ordinary_is_remarked() -> None:
     assert drawn(told).splitlines()[3].split()[:4] == ["1", "-", "cpu", "restarting"]
 
 
+def test_a_model_on_several_devices_is_remarked() -> None:
+    answers = {index: live(split_mode="layer", devices=2) for index in range(2)}
+    assert remarks(report(entry(), entry(1), answers=answers)) == [
+        "  each worker's model lies on 2 devices, split mode layer"
+    ]
+
+
 def test_several_pools_and_none() -> None:
     assert drawn(report(entry()), report(entry(), pool="q")).splitlines()[3:5] == [
         "",

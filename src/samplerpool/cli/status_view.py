@@ -95,6 +95,9 @@ def remarks(pool: Report) -> list[str]:
         lines.append(f"  adapters: {', '.join(adapters)}")
     picked = sorted({worker["picked"] for worker in pool["workers"] if worker["picked"]})
     lines += [f"  {pool['engine']}, because {reason}" for reason in picked]
+    details = [worker["details"] for worker in pool["workers"] if "split_mode" in worker["details"]]
+    splits = sorted({(each["split_mode"], each["devices"]) for each in details})
+    lines += [f"  each worker's model lies on {devices} devices, split mode {mode}" for mode, devices in splits]
     for worker in pool["workers"]:
         lines += [f"  worker {worker['index']}: {text}" for text in _worker_remarks(worker)]
         if worker["state"] in _WITHOUT_PROCESS:

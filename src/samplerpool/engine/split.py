@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 
 from samplerpool.config.arguments import EngineConfig, ModelArguments
-from samplerpool.config.wording import plural
 from samplerpool.engine.factory import model_length
 from samplerpool.engine.probe import choose_method
 from samplerpool.errors import InvalidParameter, StartFailed
@@ -106,10 +106,12 @@ def check_spread(model: Any, devices: int) -> None:
     Raises:
         StartFailed
     """
-    places: dict[str, Any] = getattr(model, "hf_device_map", {})
-    left = [name for name, place in places.items() if str(place) in ("cpu", "disk", "meta")]
+    sizes: Counter[str] = Counter()
+    for weight in model.parameters():  # those that hooks fetch from the host or the disk are on "meta"
+        sizes[weight.device.type] += weight.numel()
+    left = sizes["cpu"] + sizes["meta"]
     if left:
         raise StartFailed(
-            f"The model does not fit on its {devices} devices: {plural(len(left), 'part')} of {len(places)} would be "
-            f"left in the host's memory ({left[0]} and what follows). Give it more --devices-per-worker."
+            f"The model does not fit on its {devices} devices: {left / sizes.total():.0%} of its weights would be left "
+            "in the host's memory. Give it more --devices-per-worker."
         )

@@ -26,7 +26,8 @@ more (``scripts/bench/spin.py``).
 torch takes its memory in huge pages if it is told to: reading the weights then takes up to a quarter less time.
 """
 RANK_SETTINGS = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
-"""For workers of several processes, unless the environment says otherwise."""
+"""For workers of several processes, unless the environment says otherwise: what those say to each other stays on this
+machine."""
 DEVICE_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
 """Without any of these no CUDA (or ROCm, or WSL) device can be there."""
 PROBE_TIMEOUT_S = 120.0
@@ -227,8 +228,8 @@ def worker_environment(plan: WorkerPlan, environ: Mapping[str, str]) -> dict[str
     environment = {**environ, "PYTHONUNBUFFERED": "1"}
     if plan.visible is not None:
         environment[VISIBLE_VARIABLE] = plan.visible
-    if plan.devices > 1:  # what its processes say to each other stays on this machine
-        environment = {**RANK_SETTINGS, **environment}
+    if plan.devices > 1:
+        environment = {**RANK_SETTINGS, **environment, "LOCAL_RANK": "0"}  # of the worker, whoever started us
     if plan.threads:
         environment.update(dict.fromkeys(THREAD_VARIABLES, str(plan.threads)))
         environment = {**CPU_SETTINGS, **environment}

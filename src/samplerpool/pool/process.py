@@ -111,9 +111,12 @@ class WorkerProcess:
             signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
 
     def dump_stacks(self) -> None:
-        """Ask it to write its threads' stacks into its log."""
+        """Ask it, and the processes among which its model is divided, to write their threads' stacks into its log.
+
+        To be killed afterwards: other children of it may end at once.
+        """
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.pidfd, signal.SIGUSR1)
+            os.killpg(self.pid, signal.SIGUSR1)
 
     def kill(self) -> None:
         """End it and its children at once. Must not be called after ``reap``: the number may be another's by then."""

@@ -46,6 +46,7 @@ class StatusPipe:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        self.ready = False
         if descriptor >= 0:
             os.set_blocking(descriptor, False)
             os.set_inheritable(descriptor, False)
@@ -53,6 +54,7 @@ class StatusPipe:
     def tell(self, event: str, **data: Any) -> None:
         """Write one event, if there is anybody to read it."""
         log.info("%s", data.get("detail") or event)
+        self.ready |= event == "ready"
         if not self._write(event, data):
             log.warning("the supervisor did not take the event %r", event)
 
@@ -194,7 +196,7 @@ def _start_telling(
     return [asyncio.create_task(_every(interval_s, report)) for interval_s, report in reports]
 
 
-def _give_up(status: StatusPipe, error: EngineBroken) -> NoReturn:
+def _give_up(status: StatusPipe, error: SamplerPoolError) -> NoReturn:
     """End, to be started again: the engine would fail all that is sent here.
 
     At once, because native code in an unknown state may never end in good order.
@@ -219,9 +221,10 @@ async def _drain(server: WorkerServer, signals: asyncio.Queue[int]) -> None:
 
 
 def _build(config: WorkerConfig, status: StatusPipe) -> Built:
-    return build_sampler(
-        config, lambda detail: status.tell("loading", detail=detail), lambda error: _give_up(status, error)
-    )
+    def broken(reason: str) -> NoReturn:
+        _give_up(status, EngineBroken(reason) if status.ready else StartFailed(reason))
+
+    return build_sampler(config, lambda detail: status.tell("loading", detail=detail), broken)
 
 
 def _fingerprint(config: WorkerConfig) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
 from samplerpool.config.arguments import WorkerConfig
-from samplerpool.errors import EngineBroken
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +31,8 @@ END_GRACE_S = 5.0
 BLAME_S = 3.0
 """How long rank 0, whose exchange with another rank failed, waits to see whether that one has ended."""
 
-Broken = Callable[[EngineBroken], NoReturn]
+Broken = Callable[[str], NoReturn]
+"""Called with the reason; ends the process."""
 
 
 class Ranks:
@@ -40,7 +40,7 @@ class Ranks:
 
     Args:
         config: of the worker; ``devices`` says how many ranks there are.
-        on_broken: called, from any thread, when the ranks are of no use any more; ends the process.
+        on_broken: called, from any thread, when the ranks are of no use any more.
     """
 
     def __init__(self, config: WorkerConfig, on_broken: Broken) -> None:
@@ -92,7 +92,7 @@ class Ranks:
         if not self._ending:
             log.error("rank 0 is out of step with the others", exc_info=error)
             time.sleep(BLAME_S)  # the watching thread is faster, if there is anything to see
-        self._on_broken(EngineBroken(f"Rank 0 of {self.size} failed: {type(error).__name__}: {error}"))
+        self._on_broken(f"Rank 0 of {self.size} failed: {type(error).__name__}: {error}")
 
     # ---- their ends -------------------------------------------------------------------------------------------------
 
@@ -123,7 +123,7 @@ class Ranks:
         rank = ranks[descriptor]
         code = self._processes[rank - 1].wait()
         how = f"was ended by signal {-code}" if code < 0 else f"exited with code {code}"
-        self._on_broken(EngineBroken(f"Rank {rank} of {self.size} (process {self._processes[rank - 1].pid}) {how}."))
+        self._on_broken(f"Rank {rank} of {self.size} (process {self._processes[rank - 1].pid}) {how}.")
 
 
 def store_path(descriptor: int) -> str:
