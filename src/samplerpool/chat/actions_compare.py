@@ -13,8 +13,8 @@ from typing import Any
 from samplerpool.chat.actions_views import terminal_width
 from samplerpool.chat.attached import Ending
 from samplerpool.chat.context import Chat
-from samplerpool.chat.segments import message_of
 from samplerpool.chat.side_by_side import SideBySide
+from samplerpool.data.segments import message_of
 from samplerpool.errors import UsageError
 from samplerpool.types import Message
 

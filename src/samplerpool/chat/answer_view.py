@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from samplerpool.chat.markdown import MarkdownStream
-from samplerpool.chat.segments import Kind, Segment, Segmenter
 from samplerpool.chat.styles import Palette, visible
 from samplerpool.chat.widths import clipped
+from samplerpool.data.segments import Kind, Segment, Segmenter
 
 ReasoningView = Literal["full", "folded", "off"]
 REASONING_VIEWS: tuple[ReasoningView, ...] = ("full", "folded", "off")

@@ -11,9 +11,9 @@ from samplerpool.chat.answer_stats import AnswerStats
 from samplerpool.chat.attached import Ending
 from samplerpool.chat.context import Chat
 from samplerpool.chat.probabilities import show_probabilities
-from samplerpool.chat.segments import ends_in_reasoning, message_of
 from samplerpool.chat.turns import Turn
 from samplerpool.config.sampling import PARAMS
+from samplerpool.data.segments import ends_in_reasoning, message_of
 from samplerpool.errors import WorkerDied
 from samplerpool.types import Message
 

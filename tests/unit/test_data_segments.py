@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from samplerpool.chat.segments import Segment, Segmenter, message_of
+from samplerpool.data.segments import Segment, Segmenter, message_of
 from samplerpool.rendering.parsing import DEFAULT_TAGS, AnswerTags, _Reader, parse_message
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"a": "</tool_call> </think>"}}\n</tool_call>'
