@@ -37,6 +37,7 @@ class LetterRenderer:
     needs_special_tokens = False
     media_kinds: frozenset[str] = frozenset()
     answer_tags: Mapping[str, Sequence[str]] = {}
+    hidden_tags: Sequence[str] = ()
 
     def prefill_ids(self, text: str) -> tuple[int, ...]:
         return tuple(self.codec.encode(text))

@@ -110,12 +110,15 @@ def test_facts_are_what_was_told_and_gaps_are_none() -> None:
         "tokens_per_s": 7.5,
         "adapters": ["a"],
         "answer_tags": {"think": ["<t>", "</t>"]},
+        "hidden_tags": ["tool_call"],
+        "steps": 9,
+        "incarnation": "x",
         "pid": 5,
     }
     up = WorkerView(1, True, 3, 0)
     tags = {"think": ("<t>", "</t>")}
     assert worker_facts(up, told, answered=True) == WorkerFacts(
-        1, True, False, "", True, "m", "dense", 512, 2, 1, 7.5, ("a",), tags
+        1, True, False, "", True, "m", "dense", 512, 2, 1, 7.5, ("a",), tags, {}, ("tool_call",), 9, "x"
     )
     assert worker_facts(view(0, coming=True, reason="Gone."), {}, answered=False) == WorkerFacts(
         0, False, True, "Gone."

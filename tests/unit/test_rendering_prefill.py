@@ -70,6 +70,7 @@ def test_tags_are_told_as_far_as_they_show_in_texts() -> None:
     tags = AnswerTags(think=("[T]", "[/T]"), tool_call=(START, END))
     renderer = Renderer(tiny_tokenizer(), template=RenderingPlugin(tags=tags))
     assert renderer.answer_tags == {"think": ("[T]", "[/T]")}
+    assert (RENDERER.hidden_tags, renderer.hidden_tags) == ((), ("tool_call",))
     assert renderer.reasoning_open(renderer.codec.encode("x[T]"), "")
 
 
@@ -92,6 +93,7 @@ def test_a_response_template_has_tags_of_its_own() -> None:
     }
     renderer = Renderer(tokenizer)
     assert renderer.answer_tags == {"think": ("[T]", "[/T]")}
+    assert renderer.hidden_tags == ("tool_call",)
     assert renderer.reasoning_open(renderer.codec.encode("a:[T]"), "")
     assert not renderer.reasoning_open(renderer.codec.encode("a:<think>"), "")
 

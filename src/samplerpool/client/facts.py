@@ -26,7 +26,10 @@ class WorkerFacts:
         tokens_per_s: over the last few seconds, of all requests.
         adapters: that a request may choose.
         answer_tags: by the kind of block (``think``, ``tool_call``), the opening and closing tag around it in answers.
+        hidden_tags: kinds that answers have without such tags in their text.
         defaults: sampling parameters that it was started with, by name.
+        steps: of its engine since it started, which move while there is progress.
+        incarnation: of the process that tells it.
     """
 
     index: int
@@ -43,6 +46,9 @@ class WorkerFacts:
     adapters: Sequence[str] = ()
     answer_tags: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    hidden_tags: Sequence[str] = ()
+    steps: int = 0
+    incarnation: str = ""
 
 
 def worker_facts(view: WorkerView, told: Mapping[str, Any], *, answered: bool) -> WorkerFacts:
@@ -66,4 +72,7 @@ def worker_facts(view: WorkerView, told: Mapping[str, Any], *, answered: bool) -
         tuple(told.get("adapters", ())),
         {kind: (opening, closing) for kind, (opening, closing) in told.get("answer_tags", {}).items()},
         dict(told.get("defaults", {})),
+        tuple(told.get("hidden_tags", ())),
+        int(told.get("steps", 0)),
+        str(told.get("incarnation", "")),
     )

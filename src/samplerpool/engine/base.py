@@ -196,6 +196,10 @@ class PromptRenderer(Protocol):
         """By the kind of block (``think``, ``tool_call``), the tags around it that show in the text of answers."""
 
     @property
+    def hidden_tags(self) -> Sequence[str]:
+        """The kinds (``think``, ``tool_call``) that answers have without such tags."""
+
+    @property
     def media_kinds(self) -> Set[str]:
         """The kinds of media that prompts may have: ``image``, ``video``, ``audio``."""
 

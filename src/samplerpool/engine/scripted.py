@@ -127,6 +127,7 @@ class ScriptedRenderer:
     needs_special_tokens = False
     media_kinds: frozenset[str] = frozenset()
     answer_tags: Mapping[str, Sequence[str]] = {"think": DEFAULT_TAGS.think, "tool_call": DEFAULT_TAGS.tool_call}
+    hidden_tags: Sequence[str] = ()
 
     def prefill_ids(self, text: str) -> tuple[int, ...]:
         """Its bytes."""

@@ -34,6 +34,8 @@ class AnswerParser:
         needs_special_tokens: answers must come with their special tokens, because some of them are what is looked for.
         tags: around reasoning (``think``) and tool calls (``tool_call``), as far as there are some that show in an
             answer's text: none that are special tokens.
+        hidden_tags: the kinds (``think``, ``tool_call``) that answers have without such tags: they are special tokens,
+            or no single text.
     """
 
     def __init__(self, plugin: RenderingPlugin, tokenizer: Any, codec: TokenizerCodec) -> None:
@@ -43,6 +45,8 @@ class AnswerParser:
         special_tags = codec.special_tokens.intersection((*plugin.tags.think, *plugin.tags.tool_call))
         self._written = _written_tags(plugin, self._responses)
         self.tags = {kind: pair for kind, pair in self._written.items() if codec.special_tokens.isdisjoint(pair)}
+        kinds = self._responses.kinds() if self._responses else self._written
+        self.hidden_tags = tuple(kind for kind in kinds if kind not in self.tags)
         self.needs_special_tokens = plugin.parse_message is None and bool(self._responses or special_tags)
 
     def message(self, text: str, prompt_ids: Sequence[int]) -> Message:

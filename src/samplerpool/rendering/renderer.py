@@ -171,6 +171,11 @@ class Renderer:
         return self._parser.tags
 
     @property
+    def hidden_tags(self) -> Sequence[str]:
+        """The kinds (``think``, ``tool_call``) that answers have without such tags in their text."""
+        return self._parser.hidden_tags
+
+    @property
     def media_kinds(self) -> frozenset[str]:
         """The kinds of media that prompts may have: ``image``, ``video``, ``audio``; none for a text model."""
         return self._media.kinds if self._media else frozenset()

@@ -16,6 +16,7 @@ from samplerpool.types import Content, Message
 
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _TOOL_CALLS = ("tool_calls", "tool_call")
+_KINDS = {"think": _REASONING, "tool_call": _TOOL_CALLS}
 _REST = "_rest"
 
 
@@ -54,12 +55,16 @@ class ResponseReader:
         """The opening and the closing tag of reasoning (``think``) and of tool calls (``tool_call``), where each is one
         text that the template names."""
         found: dict[str, tuple[str, str]] = {}
-        for kind, names in (("think", _REASONING), ("tool_call", _TOOL_CALLS)):
+        for kind, names in _KINDS.items():
             for spec in (self._template["fields"].get(name, {}) for name in names):
                 pair = spec.get("open"), spec.get("close")
                 if isinstance(pair[0], str) and isinstance(pair[1], str):
                     found.setdefault(kind, (pair[0], pair[1]))
         return found
+
+    def kinds(self) -> list[str]:
+        """Which of these kinds it knows at all."""
+        return [kind for kind, names in _KINDS.items() if any(name in self._template["fields"] for name in names)]
 
     def begins_in(self, prompt: str) -> bool:
         """Whether the place where the answer's turn begins is in this part of the prompt."""

@@ -240,6 +240,7 @@ class BaseSampler:
             "max_batch": self._loop.engine.max_batch,
             "adapters": list(self._loop.engine.adapters),
             "answer_tags": {kind: list(pair) for kind, pair in self.renderer.answer_tags.items()},
+            "hidden_tags": list(self.renderer.hidden_tags),
             "running": stats.running,
             "queued": stats.queued + self._intake.queued(),
             "tokens_per_s": round(self._loop.tokens_per_s(), 1),
