@@ -23,6 +23,7 @@ COMMANDS: dict[str, str] = {
     "status": "Show the running pools and their workers.",
     "chat": "Talk to the model of a running pool, or of one started for it.",
     "batch": "Answer every row of a file.",
+    "serve": "Answer programs over HTTP, as OpenAI's interface has it.",
     "logs": "Show what a pool's workers wrote.",
     "restart": "Replace a pool's workers by new ones, without failing a request.",
     "scale": "Add or remove workers of a running pool.",

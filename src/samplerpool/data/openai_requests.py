@@ -34,7 +34,7 @@ _ONLY: Mapping[str, tuple[Any, ...]] = {
 }
 """Parameters of which some values alone can be honoured."""
 
-_OTHER_NAMES = {
+OTHER_NAMES = {
     "max_tokens": "max_new_tokens",
     "max_completion_tokens": "max_new_tokens",
     "min_tokens": "min_new_tokens",
@@ -80,7 +80,7 @@ def _body(columns: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def _check_values(given: Mapping[str, Any]) -> None:
-    known = {*PARAMS, *_OTHER_NAMES, *_ONLY, *WITHOUT_EFFECT, *_HANDLED}
+    known = {*PARAMS, *OTHER_NAMES, *_ONLY, *WITHOUT_EFFECT, *_HANDLED}
     unknown = [name for name in given if name not in known]
     if unknown:
         raise BadRow(f"body.{', body.'.join(unknown)} cannot be honoured.")
@@ -108,7 +108,7 @@ def _prompt(given: Mapping[str, Any]) -> str:
 def _sampling(given: Mapping[str, Any], *, chat: bool) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in given.items():
-        ours = _OTHER_NAMES.get(name, name)
+        ours = OTHER_NAMES.get(name, name)
         if ours not in PARAMS or name == "logprobs":
             continue
         if found.setdefault(ours, value) != value:

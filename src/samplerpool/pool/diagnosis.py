@@ -185,6 +185,7 @@ def _extra(extra: str, packages: list[Package]) -> Iterator[Finding]:
         "fast": "on a CPU, attention and small operations are not compiled and models run slower",
         "gguf": ".gguf files are not read",
         "metrics": "--metrics cannot be used",
+        "serve": "samplerpool serve cannot be used",
     }.get(extra, "what it is for cannot be used")
     names = ", ".join(package.name for package in missing)
     advice = f"If you need that: pip install 'samplerpool[{extra}]'"

@@ -1,0 +1,112 @@
+"""Serving a gateway until a signal: the running answers may end first, new ones are refused meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from samplerpool.config.wording import plural
+from samplerpool.errors import UsageError
+from samplerpool.gateway.app import application
+from samplerpool.gateway.service import Gateway
+
+_LAST_WORDS_S = 2
+_KEEP_ALIVE_S = 75
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def bound_socket(host: str, port: int) -> socket.socket:
+    """A socket at an address; port 0 means any that is free.
+
+    Raises:
+        UsageError: it cannot be had.
+    """
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        bound = socket.socket(family, kind)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(place)
+        except BaseException:
+            bound.close()
+            raise
+    except OSError as error:  # a name that is not known as well
+        reason = error.strerror or str(error)
+        raise UsageError(
+            f"Nothing can be served at {host}, port {port}: {reason}. Give another one with --host and --port."
+        ) from error
+    return bound
+
+
+def url_of(bound: socket.socket) -> str:
+    """How a browser would write where a socket is bound."""
+    host, port = bound.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+class _Server(uvicorn.Server):
+    """Leaves the signals to us: uvicorn would close at once, or wait without saying no to new requests."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(gateway: Gateway, bound: socket.socket, drain_s: float, say: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM; a second one skips the drain.
+
+    Args:
+        bound: see ``bound_socket``; closed at the end.
+        drain_s: how long running answers may take to end then.
+        say: gets a line when the end begins.
+    """
+    signals: asyncio.Queue[int] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, signals.put_nowait, number)
+    config = uvicorn.Config(
+        application(gateway),
+        lifespan="off",
+        ws="none",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_LAST_WORDS_S,
+    )
+    server = _Server(config)
+    watching = asyncio.create_task(gateway.watch())
+    serving = asyncio.create_task(server.serve(sockets=[bound]))
+    try:
+        await _first(serving, signals)
+        gateway.places.closed = True
+        if taken := gateway.places.taken:
+            say(f"Stopping: {plural(taken, 'answer')} in progress may take {drain_s:g} s more; Ctrl-C skips that.")
+            await _first(asyncio.create_task(_drained(gateway)), signals, drain_s)
+        gateway.stop_all()
+        server.should_exit = True
+        await serving
+    finally:
+        for task in (watching, serving):
+            task.cancel()
+        await asyncio.gather(watching, serving, return_exceptions=True)
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+
+
+async def _first(task: asyncio.Task[None], signals: asyncio.Queue[int], timeout_s: float | None = None) -> None:
+    """Until a task has ended, or a signal has come, or time is over."""
+    told = asyncio.create_task(signals.get())
+    await asyncio.wait({task, told}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+
+
+async def _drained(gateway: Gateway) -> None:
+    while gateway.places.taken:
+        await asyncio.sleep(0.05)
