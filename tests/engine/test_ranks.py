@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing import Pipe
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +26,7 @@ from samplerpool.engine.base import Engine, EngineRequest
 from samplerpool.engine.dense import DenseEngine
 from samplerpool.engine.factory import build_engine
 from samplerpool.engine.ranks import join
+from samplerpool.engine.split import COMPARED
 from samplerpool.model.model_engine import divided
 from tests.engine_contract import EngineContract, answer_of, drive, params
 from tests.model_zoo import ZOO, Reference, assert_same_answer, build, config_of, prompt_of, reference_greedy
@@ -41,6 +42,16 @@ DIVIDED = [
     for name, entry in ZOO.items()
     if entry.method == "packed" and config_of(name).base_model_tp_plan and name not in REFUSED
 ]
+
+
+def whole(name: str, **changes: Any) -> Any:
+    """A model of the zoo, with biases and norms that nobody could add twice, or leave out, unseen."""
+    model = build(name, **changes)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+    return model
 
 
 class Pair:
@@ -68,15 +79,14 @@ class Pair:
     def fail(self, error: BaseException) -> NoReturn:
         raise error
 
-    def load(self, name: str) -> Any:
+    def load(self, name: str, **changes: Any) -> Any:
         """Rank 0's half of a model of the zoo, until another is loaded; the other process has the other one."""
-        if self._name == name:
+        if self._name == name and not changes:
             return self._model
         self.unload()
-        checkpoint, store = self._folder / name, self._folder / f"store-{self._loaded}"
+        checkpoint, store = self._folder / str(self._loaded), self._folder / f"store-{self._loaded}"
         self._loaded += 1
-        if not checkpoint.exists():
-            build(name).save_pretrained(checkpoint)
+        whole(name, **changes).save_pretrained(checkpoint)
         self._channel.send_bytes(json.dumps((str(checkpoint), str(store))).encode())
         join(0, 2, str(store), "cpu")
         self._name = name
@@ -127,9 +137,9 @@ class Watched(DenseEngine):
 def divide(pair: Pair) -> Iterator[Callable[..., Watched]]:
     engines: list[Watched] = []
 
-    def engine_for(name: str, **options: Any) -> Watched:
+    def engine_for(name: str, changes: Any = NOTHING, **options: Any) -> Watched:
         config = EngineConfig(engine="dense", max_batch=8, options={"cache_gib": 0.05, **options})
-        model = pair.load(name)
+        model = pair.load(name, **changes)
         engines.append(Watched(model, config, eos_token_ids=frozenset(), max_model_len=64, group=pair))
         engines[-1].seen = {}
         return engines[-1]
@@ -149,15 +159,22 @@ def greedy(engine: Watched, numbers: list[int]) -> dict[int, Reference]:
     return {n: Reference(answers[0, n].token_ids, torch.stack(engine.seen[0, n]).float()) for n in numbers}
 
 
+NOTHING: Mapping[str, Any] = {}
+
+
 @functools.cache
 def alone(name: str) -> Any:
-    return build(name)
+    return whole(name)
 
 
 @functools.cache
 def expected(name: str) -> list[Reference]:
     """What ``generate`` says in one process."""
     return [reference_greedy(alone(name), prompt_of(length), NEW_TOKENS) for length in LENGTHS]
+
+
+def test_these_are_the_models_that_need_no_warning() -> None:
+    assert {config_of(name).model_type for name in DIVIDED} == COMPARED
 
 
 @pytest.mark.parametrize("name", DIVIDED)
@@ -171,11 +188,28 @@ def test_greedy_answers_of_batches_are_those_of_one_process(divide: Any, name: s
     assert engine.stats().details["tensor_parallel"] == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("llama", {"tie_word_embeddings": True}),
+        ("gemma2", {"tie_word_embeddings": True}),
+        ("llama", {"attention_bias": True, "mlp_bias": True}),
+        ("llama", {"vocab_size": 203, "intermediate_size": 51}),
+        ("phi3", {"intermediate_size": 50, "vocab_size": 203}),
+        ("mixtral", {"num_local_experts": 3}),
+    ],
+)
+def test_tied_and_biased_weights_and_those_of_odd_sizes(divide: Any, name: str, changes: dict[str, Any]) -> None:
+    engine, model = divide(name, changes), whole(name, **changes)
+    for number, answer in greedy(engine, [1, 3]).items():
+        assert_same_answer(answer, reference_greedy(model, prompt_of(LENGTHS[number]), NEW_TOKENS))
+
+
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "deepseek-v3", "mixtral"])
 def test_each_rank_holds_its_share_of_weights_and_cache(pair: Pair, divide: Any, name: str) -> None:
     engine = divide(name)
-    whole = DenseEngine(
-        build(name),
+    undivided = DenseEngine(
+        whole(name),
         EngineConfig(engine="dense", max_batch=8, options={"cache_gib": 0.05, "packed_linears": False}),
         eos_token_ids=frozenset(),
         max_model_len=64,
@@ -183,8 +217,8 @@ def test_each_rank_holds_its_share_of_weights_and_cache(pair: Pair, divide: Any,
     local = sum(parameter.to_local().numel() for parameter in sharded(engine))
     assert local * 2 == sum(parameter.numel() for parameter in sharded(engine))
     if name != "deepseek-v3":  # which keeps latents, that all heads share
-        assert [s.kv_heads * 2 for s in engine._arena.shapes] == [s.kv_heads for s in whole._arena.shapes]
-    whole.close()
+        assert [s.kv_heads * 2 for s in engine._arena.shapes] == [s.kv_heads for s in undivided._arena.shapes]
+    undivided.close()
 
 
 def sharded(engine: Any) -> list[Any]:
@@ -199,7 +233,7 @@ def test_seeded_samples_are_those_of_one_process(divide: Any, name: str) -> None
         for n in range(4)
     ]
     single = DenseEngine(
-        build(name), EngineConfig(options={"cache_gib": 0.05}), eos_token_ids=frozenset(), max_model_len=64
+        whole(name), EngineConfig(options={"cache_gib": 0.05}), eos_token_ids=frozenset(), max_model_len=64
     )
     wanted = drive(single, requests)
     found = drive(engine, requests)

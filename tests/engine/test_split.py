@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForCausalLM
 
 from samplerpool.config.arguments import EngineConfig, ModelArguments, SampleArguments, WorkerConfig
@@ -19,7 +20,7 @@ from samplerpool.engine.batched import cache_tokens, layer_shapes
 from samplerpool.engine.dense_attention import ArenaCache, packed_attention
 from samplerpool.engine.factory import build_engine
 from samplerpool.engine.packed_step import Span, Step
-from samplerpool.engine.split import check_spread, choose_split, skeleton_of
+from samplerpool.engine.split import check_spread, choose_split, doubt, skeleton_of
 from samplerpool.errors import InvalidParameter, StartFailed
 from samplerpool.worker.build import Built, build_sampler
 from tests.engine_contract import drive, params
@@ -89,6 +90,20 @@ def test_layers_are_spread_if_that_is_asked_for_and_possible(monkeypatch: pytest
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(StartFailed, match=r"accelerate is not installed \(pip install 'samplerpool\[accelerate\]'\)"):
         split("llama", wanted="layer")
+
+
+def test_what_transformers_divides_wrongly_or_nobody_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = (
+        skeleton_of(AutoModelForCausalLM, config_of(name), trust_remote_code=False) for name in ("llama", "phi")
+    )
+    assert doubt(one) is None
+    monkeypatch.setattr(split_module, "COMPARED", {"llama"})
+    assert doubt(one) is None
+    assert "a model of the type phi has not been compared" in str(doubt(other))
+    monkeypatch.setattr(transformers, "__version__", "5.22.1")
+    with pytest.raises(StartFailed, match=r"because transformers 5.22.1 divides some models wrongly; 5.23 is needed"):
+        split("llama", wanted="tensor")
+    assert split("llama") == "layer"
 
 
 def test_adapters_are_refused() -> None:

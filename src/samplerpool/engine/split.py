@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
+import transformers
+from packaging.version import Version
 
 from samplerpool.config.arguments import EngineConfig, ModelArguments
 from samplerpool.engine.factory import model_length
@@ -15,6 +17,18 @@ from samplerpool.engine.probe import choose_method
 from samplerpool.errors import InvalidParameter, StartFailed
 
 SplitMode = Literal["tensor", "layer"]
+
+DIVIDES_RIGHTLY = Version("5.23")
+"""Of transformers: 5.20 divides Gemma 2 so that it answers something else, without a word."""
+
+COMPARED: frozenset[str] = frozenset(
+    (
+        *("cohere2", "deepseek_v2", "deepseek_v3", "gemma2", "gemma3_text", "glm4", "gpt_neox", "granite"),
+        *("llama", "llama4_text", "mistral", "mixtral", "olmo2", "olmo3", "phi", "phi3"),
+        *("qwen2", "qwen3", "qwen3_moe", "smollm3"),
+    )
+)
+"""Kinds of models whose answers in two processes our tests compare with those in one."""
 
 
 def choose_split(
@@ -63,6 +77,8 @@ def tensor_obstacles(
     devices: int, skeleton: Any, model_args: ModelArguments, engine: EngineConfig, *, takes_media: bool
 ) -> Iterator[str]:
     """What keeps a model's layers from being divided; goes on behind "because"."""
+    if Version(transformers.__version__) < DIVIDES_RIGHTLY:
+        yield f"transformers {transformers.__version__} divides some models wrongly; {DIVIDES_RIGHTLY} is needed"
     config = skeleton.config.get_text_config()
     plan: dict[str, str] = config.base_model_tp_plan or {}
     if not plan:
@@ -85,6 +101,17 @@ def tensor_obstacles(
     elif (method := choose_method(skeleton, model_length(engine, skeleton))).name != "packed":
         shorter = f" (with --max-model-len {method.longest} it can)" if method.longest is not None else ""
         yield f"the dense engine cannot run it: {method.reason}{shorter}"
+
+
+def doubt(skeleton: Any) -> str | None:
+    """A warning for models that nobody has compared: the engine's probe cannot, as all that it has is divided."""
+    kind = skeleton.config.get_text_config().model_type
+    if kind in COMPARED:
+        return None
+    return (
+        f"how transformers divides a model of the type {kind} has not been compared with the whole model; compare "
+        "some answers with those of --split-mode layer"
+    )
 
 
 def layer_obstacles(engine: EngineConfig) -> Iterator[str]:

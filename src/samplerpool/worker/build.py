@@ -87,7 +87,7 @@ class _Layout:
 
     def place(self, model_config: Any, auto_class: Any, processor: Any) -> dict[str, Any]:
         """A ``model.model_engine.Place``; starts the other processes, if there are to be any."""
-        from samplerpool.engine.split import choose_split, skeleton_of
+        from samplerpool.engine.split import choose_split, doubt, skeleton_of
         from samplerpool.model.model_engine import divided
         from samplerpool.rendering.media import media_kinds
 
@@ -100,6 +100,8 @@ class _Layout:
         if self._mode == "layer":
             self._on_progress(f"spreading the layers over {devices} devices")
             return {"device_map": "auto"}
+        if warning := doubt(skeleton):
+            self._on_progress(f"warning: {warning}")
         self._on_progress(f"dividing the layers among {devices} processes")
         self.ranks = Ranks(config, self._on_broken)
         self.ranks.join(config.engine.device)
