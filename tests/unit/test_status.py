@@ -16,7 +16,7 @@ POOL_KEYS = [
     *("problem", "workers", "endings"),
 ]
 WORKER_KEYS = [
-    *("index", "pid", "device", "state", "detail", "restarts", "hangs", "stalled_s", "log"),
+    *("index", "pid", "node", "device", "state", "detail", "restarts", "hangs", "stalled_s", "log"),
     *("engine", "adapters", "picked", "running", "queued", "clients", "tokens", "tokens_per_s", "steps", "max_batch"),
     *("max_model_len", "memory_bytes", "uptime_s", "problem", "details"),
 ]

@@ -58,7 +58,7 @@ def _foreground(
         _say(_ready_text(connection, time.monotonic() - started))
         _say("Running until Ctrl-C.")
 
-    settings = pool_settings(model_args, sample_args, pool_args, detached=False)
+    settings = pool_settings(model_args, sample_args, pool_args, detached=False, on_progress=_say)
     with name_lock(settings.pool):
         outcome = Supervisor(settings, _say, opened).run()
     if outcome.error is not None:
@@ -79,7 +79,9 @@ def _say(text: str) -> None:
 def _ready_text(connection: ConnectionFile, seconds: float) -> str:
     name = "" if connection.pool == DEFAULT_POOL else f" {connection.pool}"
     option = f" --pool{name}" if name else ""
-    devices = ", ".join(worker.device for worker in connection.workers)
+    devices = ", ".join(
+        f"{worker.device} on {worker.node}" if worker.node else worker.device for worker in connection.workers
+    )
     remote = (
         f"\n  from elsewhere:  samplerpool keys add NAME{name} > NAME.json   (listens at {connection.endpoint})"
         if connection.keys is not None

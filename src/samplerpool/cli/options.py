@@ -240,7 +240,15 @@ def setting_option(setting: Setting) -> Callable[[Any], Any]:
     )
 
 
-LAUNCH_ONLY = ("listen", "advertise", *(each.name for each in (*fields(ClientLimits), *fields(Supervision))))
+LAUNCH_ONLY = (
+    "listen",
+    "advertise",
+    "cluster",
+    "placement",
+    "cpus_per_worker",
+    "placement_timeout_s",
+    *(each.name for each in (*fields(ClientLimits), *fields(Supervision))),
+)
 """Settings of a pool that others use."""
 
 

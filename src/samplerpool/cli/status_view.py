@@ -73,8 +73,8 @@ def _cells(worker: Report) -> list[str]:
     style = _STATE_STYLES.get(state)
     return [
         str(worker["index"]),
-        str(worker["pid"]) if state not in _WITHOUT_PROCESS else UNKNOWN,
-        worker["device"],
+        str(worker["pid"]) if worker["pid"] and state not in _WITHOUT_PROCESS else UNKNOWN,
+        f"{worker['device']} on {worker['node']}" if worker["node"] else worker["device"],
         f"[{style}]{state}[/]" if style else state,
         number_text(worker["running"]),
         number_text(worker["queued"]),

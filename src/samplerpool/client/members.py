@@ -171,7 +171,7 @@ class Members:
 
     def _join(self, entry: WorkerEntry) -> Peer:
         peer = Peer(self._context, entry, self._source.pool, self._readiness)
-        if self._own_numbers and (descriptor := self._pidfd(entry, peer)) is not None:
+        if self._own_numbers and not entry.node and (descriptor := self._pidfd(entry, peer)) is not None:
             self._watched[descriptor] = peer
             self._readiness.watch(descriptor, descriptor)
         return peer

@@ -19,6 +19,7 @@ MIN_LOG_BYTES = 4096
 LOG_REQUESTS: tuple[str, ...] = ("errors", "all", "none")
 OUTPUT_FORMS: tuple[str, ...] = ("jsonl", "parquet", "openai")
 SAMPLE_BACKENDS: tuple[str, ...] = ("hf", "dense", "paged", "sequential", "scripted")
+PLACEMENTS: tuple[str, ...] = ("spread", "pack", "strict_spread", "strict_pack")
 
 
 MODEL_ALIASES: Mapping[str, str] = {"model": "model_name_or_path"}
@@ -182,6 +183,12 @@ class PoolArguments(ClientLimits, Supervision):
         listen: ``tcp://HOST:PORT`` for clients on other machines, encrypted and for known keys alone; port ``*`` or 0
             means any. ``None`` means this machine's user alone.
         advertise: the host name or address by which those clients reach this machine, where it is not ``HOST``.
+        cluster: ``HOST:PORT`` of the head of a Ray cluster whose machines run the workers, or ``auto``: the one that
+            this machine belongs to. ``None`` means this machine.
+        placement: how workers are spread over it: ``spread`` or ``pack`` as far as there is room, ``strict_spread``
+            (each on a machine of its own) or ``strict_pack`` (all on one) or not at all.
+        cpus_per_worker: CPUs of a cluster that each worker has to itself; ``None``: an equal share, beside a GPU one.
+        placement_timeout_s: how long to wait for room on a cluster that is in use, or growing.
         metrics: ``HOST:PORT`` on which figures are served to Prometheus; ``None`` means nowhere.
         log_requests: which requests get a line in their worker's log as they end: ``errors``, ``all`` or ``none``.
         max_log_bytes: size beyond which a process begins a new log file; three earlier ones are kept.
@@ -221,6 +228,17 @@ class PoolArguments(ClientLimits, Supervision):
     advertise: str | None = setting(
         None, "By which name or address they reach this machine, if not HOST.", metavar="HOST"
     )
+    cluster: str | None = setting(
+        None,
+        "Run the workers on a Ray cluster: the one that this machine belongs to, or that of a head. Needs the extra "
+        "'ray'.",
+        metavar="auto|HOST:PORT",
+    )
+    placement: str = setting("spread", "How they are spread over its machines.", choices=PLACEMENTS)
+    cpus_per_worker: int | None = setting(
+        None, "CPUs of the cluster for each worker; default: an equal share, or 1 beside a GPU.", low=1
+    )
+    placement_timeout_s: float = setting(30.0, "How long to wait for room on the cluster.", low=0)
     metrics: str | None = setting(
         None,
         "Serve figures to Prometheus there, for as long as the pool runs. Needs the extra 'metrics'.",

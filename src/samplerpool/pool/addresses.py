@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from samplerpool.errors import InvalidParameter, UsageError
@@ -13,6 +13,8 @@ from samplerpool.wire.addresses import ipc_endpoint
 
 _LISTEN = re.compile(r"tcp://(\[[0-9a-fA-F:.]+\]|[^:/\[\]]+):(\d+|\*)/?\Z")
 MAX_PORT = 65535
+NODE = "{node}"
+"""In an address: the machine that a worker is put on, which is not known beforehand."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,11 @@ def network(listen: str | None, advertise: str | None, workers: int = 1) -> Netw
     return found
 
 
+def any_port(address: str) -> str:
+    """What ``--listen`` says for any port of this address."""
+    return f"tcp://{_bracketed(address)}:*"
+
+
 def _address(host: str) -> str:
     """ZeroMQ binds to numbers alone."""
     if host == "*":
@@ -107,11 +114,13 @@ class Addresses:
     Args:
         pool, folder: its name and runtime folder.
         network: where it listens for other machines, if it does.
+        on_nodes: its workers run on machines of a cluster, each with an address of its own.
     """
 
     pool: str
     folder: Path
     network: Network | None
+    on_nodes: bool = False
 
     def supervisor(self, incarnation: str) -> str:
         """Its control socket."""
@@ -119,6 +128,8 @@ class Addresses:
 
     def worker(self, index: int, incarnation: str) -> str:
         """A worker's socket."""
+        if self.on_nodes and self.network is not None:
+            return replace(self.network, host=NODE).endpoint(1 + index)
         return self._at(f"w{index}-{incarnation}", 1 + index)
 
     def _at(self, name: str, place: int) -> str:
@@ -127,5 +138,9 @@ class Addresses:
         return ipc_endpoint(self.folder, f"{self.pool}-{name}")
 
     def told(self, bound: str) -> str:
-        """What clients are told of a socket that was bound there."""
+        """What clients are told of the supervisor's socket, which was bound there."""
         return bound if self.network is None or not bound else self.network.told(bound)
+
+    def told_of_worker(self, bound: str) -> str:
+        """The same of a worker's."""
+        return bound if self.on_nodes else self.told(bound)

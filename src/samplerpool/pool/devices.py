@@ -262,7 +262,7 @@ def plan_workers(pool_args: PoolArguments, devices: Sequence[str]) -> list[Worke
         UsageError: a number of workers that cannot be.
     """
     check_workers(pool_args.workers)
-    _check_split(pool_args, on_cpu=not devices)
+    check_split(pool_args, on_cpu=not devices)
     if pool_args.engine == "scripted":
         count = 1 if pool_args.workers == "auto" else int(pool_args.workers)
         return [WorkerPlan(device="cpu", torch_device="cpu")] * count
@@ -275,8 +275,12 @@ def plan_workers(pool_args: PoolArguments, devices: Sequence[str]) -> list[Worke
     )
 
 
-def _check_split(pool_args: PoolArguments, *, on_cpu: bool) -> None:
-    """Refuse what can be known to be impossible before a worker has looked at its model."""
+def check_split(pool_args: PoolArguments, *, on_cpu: bool) -> None:
+    """Refuse what can be known to be impossible before a worker has looked at its model.
+
+    Raises:
+        InvalidParameter
+    """
     size, mode, engine = pool_args.devices_per_worker, pool_args.split_mode, pool_args.engine
     if size == 1:
         return

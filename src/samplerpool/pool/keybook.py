@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from samplerpool.errors import UsageError
-from samplerpool.wire.keys import OWNER, ClientKeys, KeyPair, KeyRing, Lock, checked_key_name, checked_public_key
+from samplerpool.wire.keys import (
+    OWNER,
+    ClientKeys,
+    KeyPair,
+    KeyRing,
+    Lock,
+    checked_key_name,
+    checked_public_key,
+    ring_text,
+)
 from samplerpool.wire.messages import AddKey, ListKeys, RevokeKey
 
 _log = logging.getLogger(__name__)
@@ -21,9 +31,13 @@ class KeyBook:
     Args:
         path: of the file of known keys, which the workers look at.
 
+    ``on_change`` is called with its text when it has changed, for workers on machines that cannot look at it.
+
     Raises:
         OSError: it cannot be written.
     """
+
+    on_change: Callable[[str], None] | None = None
 
     def __init__(self, path: Path) -> None:
         server, owner = KeyPair.new(), KeyPair.new()
@@ -36,6 +50,10 @@ class KeyBook:
     def remove(self) -> None:
         """Let nobody in any more, and remove the file."""
         self.path.unlink(missing_ok=True)
+
+    def text(self) -> str:
+        """Of the file of known keys."""
+        return ring_text(self.ring.names)
 
     def carry_out(self, request: KeyRequest) -> dict[str, Any]:
         """Do it, and return who is known then.
@@ -51,6 +69,8 @@ class KeyBook:
         elif isinstance(request, RevokeKey):
             self.ring.write(without_key(names, request.name))
             _log.info("the key %r is let in no more", request.name)
+        if self.on_change is not None and not isinstance(request, ListKeys):
+            self.on_change(self.text())
         return {"keys": [{"name": name, "public_key": public} for public, name in self.ring.names.items()]}
 
 

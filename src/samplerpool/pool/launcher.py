@@ -19,7 +19,14 @@ from samplerpool.config.adapters import adapter_plan
 from samplerpool.config.arguments import ModelArguments, PoolArguments, SampleArguments
 from samplerpool.config.folders import log_folder, runtime_folder, shared_runtime_folder
 from samplerpool.errors import SamplerPoolError, StartFailed, UsageError
-from samplerpool.pool.addresses import network
+from samplerpool.pool.addresses import any_port, network
+from samplerpool.pool.cluster import (
+    check_cluster_arguments,
+    look_at_cluster,
+    path_for_all,
+    plan_cluster,
+    worker_plans,
+)
 from samplerpool.pool.descriptors import close_held, death_pipe
 from samplerpool.pool.devices import plan_workers, usable_devices
 from samplerpool.pool.exporter import check_metrics
@@ -69,33 +76,50 @@ def pool_settings(
     *,
     detached: bool,
     private: bool = False,
+    on_progress: Callable[[str], None] | None = None,
 ) -> PoolSettings:
-    """Decide everything about a pool, without starting anything. May take seconds where CUDA devices are counted.
+    """Decide everything about a pool, without starting anything. May take seconds where CUDA devices are counted or a
+    cluster is looked at.
+
+    Args:
+        on_progress: called with lines for people to see.
 
     Raises:
-        UsageError: a name, model, device, number of workers or address that cannot be.
-        StartFailed: the devices could not be counted.
+        UsageError: a name, model, device, number of workers, address or cluster that cannot be.
+        StartFailed: the devices could not be counted, or the cluster does not answer.
     """
     model_args = checked_model(model_args, pool_args)
     check_metrics(pool_args.metrics)
     name = check_pool_name(pool_args.pool or (private_pool_name() if private else DEFAULT_POOL))
-    network(pool_args.listen, pool_args.advertise)
-    devices = usable_devices(pool_args)
-    plan = tuple(plan_workers(pool_args, devices))
+    if pool_args.cluster is None or pool_args.listen is not None:
+        network(pool_args.listen, pool_args.advertise)
+    where = _where(pool_args, on_progress)
     return PoolSettings(
         pool=name,
         model_args=model_args,
         sample_args=sample_args,
         pool_args=pool_args,
-        plan=plan,
-        network=network(pool_args.listen, pool_args.advertise, len(plan)),
-        devices=tuple(devices),
+        **where,
         folder=_usable_folder(detached),
         log_folder=log_folder().absolute() / name,
         keep_logs=pool_args.pool is not None or not private,
         detached=detached,
         owner=ProcessId.of(os.getpid()) if private else None,
     )
+
+
+def _where(pool_args: PoolArguments, on_progress: Callable[[str], None] | None) -> dict[str, Any]:
+    """Those of the ``PoolSettings`` that say on which devices of which machines."""
+    check_cluster_arguments(pool_args)
+    if pool_args.cluster is None:
+        devices = usable_devices(pool_args)
+        plan = plan_workers(pool_args, devices)
+        listening = network(pool_args.listen, pool_args.advertise, len(plan))
+        return {"plan": tuple(plan), "network": listening, "devices": tuple(devices)}
+    cluster = look_at_cluster(pool_args.cluster, on_progress)
+    placing = plan_cluster(pool_args, cluster)
+    listening = network(pool_args.listen or any_port(cluster.here), pool_args.advertise, placing.workers)
+    return {"plan": tuple(worker_plans(placing, placing.workers)), "network": listening, "cluster": placing}
 
 
 def checked_model(model_args: ModelArguments, pool_args: PoolArguments) -> ModelArguments:
@@ -112,9 +136,12 @@ def checked_model(model_args: ModelArguments, pool_args: PoolArguments) -> Model
     from samplerpool.model.source import resolve_adapter, resolve_source
     from samplerpool.rendering.plugins import portable_name
 
-    resolve_source(model_args.model_name_or_path)
-    for path in adapter_plan(model_args.peft_config).paths:
-        resolve_adapter(path)
+    if pool_args.cluster is not None:
+        model_args = replace(model_args, model_name_or_path=path_for_all(model_args.model_name_or_path))
+    else:
+        resolve_source(model_args.model_name_or_path)
+        for path in adapter_plan(model_args.peft_config).paths:
+            resolve_adapter(path)
     if model_args.template is None:
         return model_args
     return replace(model_args, template=portable_name(model_args.template))
@@ -148,7 +175,9 @@ def launch_pool(
         UsageError: arguments that cannot be, a name that is taken, a model that is not there.
         StartFailed: a worker died or was not ready in time (``log_tail``).
     """
-    settings = pool_settings(model_args, sample_args, pool_args, detached=detached, private=private)
+    settings = pool_settings(
+        model_args, sample_args, pool_args, detached=detached, private=private, on_progress=on_progress
+    )
     return _Launch(settings, on_progress or (lambda line: None)).run()
 
 

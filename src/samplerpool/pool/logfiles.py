@@ -19,6 +19,11 @@ def supervisor_log(folder: Path) -> Path:
     return folder / "supervisor.log"
 
 
+def cluster_log(folder: Path) -> Path:
+    """Where goes what Ray says in the process that speaks to a cluster: pages, when a machine is lost."""
+    return folder / "ray.out"
+
+
 def tail(path: Path, lines: int = TAIL_LINES) -> str:
     """The last lines of a file; empty if it has none or is not there."""
     try:

@@ -15,6 +15,7 @@ from typing import Any
 
 from samplerpool.config.arguments import WorkerConfig
 from samplerpool.config.logs import open_log
+from samplerpool.wire.endpoint import ProcessId
 
 _MAX_STATUS_BYTES = 1 << 20
 
@@ -48,7 +49,7 @@ def spawn_module(
 
 
 class WorkerProcess:
-    """One running worker.
+    """One running worker. ``pool.cluster_worker.ClusterWorker`` looks the same, for one on another machine.
 
     Args:
         config: ``status_fd`` is filled in here; ``death_fd`` must be open in this process.
@@ -67,6 +68,7 @@ class WorkerProcess:
         self.config = config
         self.log = log
         self.device = device
+        self.node = ""
         self.endpoint = "" if config.endpoint.startswith("tcp:") else config.endpoint
         """Where it was bound; of a port, it says so itself when it is ready."""
         output = open_log(log, go_on=restarted)
@@ -91,9 +93,15 @@ class WorkerProcess:
             os.close(child_end)
             os.close(output)
         self.pid = self._process.pid
+        self.identity = ProcessId.of(self.pid)
         self.pidfd = os.pidfd_open(self.pid)
         self.returncode = 0
         self._pending = b""
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """When one of these can be read, there is a report, or the end."""
+        return self.status_fd, self.pidfd
 
     def read_status(self) -> tuple[list[dict[str, Any]], bool]:
         """Reports that have arrived, and whether the pipe has ended. Lines that are no reports are dropped."""
@@ -103,7 +111,7 @@ class WorkerProcess:
                 self._pending = (self._pending + chunk)[-_MAX_STATUS_BYTES:]
             ended = True
         *lines, self._pending = self._pending.split(b"\n")
-        return [report for line in lines if (report := _report(line)) is not None], ended
+        return [report for line in lines if (report := parsed_report(line)) is not None], ended
 
     def terminate(self) -> None:
         """Ask it to end."""
@@ -139,7 +147,8 @@ class WorkerProcess:
         os.close(self.status_fd)
 
 
-def _report(line: bytes) -> dict[str, Any] | None:
+def parsed_report(line: bytes) -> dict[str, Any] | None:
+    """A line of a status pipe; None if it is no report."""
     try:
         report = json.loads(line)
     except ValueError:

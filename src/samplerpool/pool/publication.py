@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from samplerpool.pool.addresses import Addresses
+from samplerpool.pool.cluster_worker import ClusterWorker
 from samplerpool.pool.policy import PoolPolicy
 from samplerpool.pool.process import WorkerProcess
 from samplerpool.pool.settings import PoolSettings
@@ -52,7 +53,7 @@ class Publication:
             created=self._started,
         )
 
-    def publish(self, policy: PoolPolicy, processes: Mapping[int, WorkerProcess]) -> None:
+    def publish(self, policy: PoolPolicy, processes: Mapping[int, WorkerProcess | ClusterWorker]) -> None:
         """Write the present state.
 
         Raises:
@@ -76,7 +77,9 @@ class Publication:
                 ending = Ending(index, entry.incarnation, requested, reason)
                 self.connection = replace(self.connection, endings=(*self.connection.endings, ending)[-MAX_ENDINGS:])
 
-    def _entry(self, worker: Worker, process: WorkerProcess | None, before: WorkerEntry | None) -> WorkerEntry | None:
+    def _entry(
+        self, worker: Worker, process: WorkerProcess | ClusterWorker | None, before: WorkerEntry | None
+    ) -> WorkerEntry | None:
         entry = before
         if process is not None and (entry is None or entry.incarnation != process.config.incarnation):
             entry = WorkerEntry(
@@ -85,13 +88,20 @@ class Publication:
                 incarnation=process.config.incarnation,
                 device=process.device,
                 state=worker.state,
-                process=ProcessId.of(process.pid),
+                process=process.identity,
                 log=str(process.log),
             )
         if entry is None:
             return None
-        endpoint = entry.endpoint if process is None else self._addresses.told(process.endpoint)
-        return replace(entry, endpoint=endpoint, state=worker.state, detail=worker.detail)
+        if process is not None:
+            entry = replace(
+                entry,
+                endpoint=self._addresses.told_of_worker(process.endpoint),
+                device=process.device,
+                process=process.identity,
+                node=process.node,
+            )
+        return replace(entry, state=worker.state, detail=worker.detail)
 
     def describe(self, policy: PoolPolicy) -> dict[str, Any]:
         """Facts and figures for a ``Description``."""

@@ -30,7 +30,7 @@ POOL_FIELDS: tuple[str, ...] = (
     "workers",
     "endings",
 )
-_OF_THE_SUPERVISOR = ("index", "pid", "device", "state", "detail", "restarts", "hangs", "stalled_s", "log")
+_OF_THE_SUPERVISOR = ("index", "pid", "node", "device", "state", "detail", "restarts", "hangs", "stalled_s", "log")
 _OF_THE_WORKER = (
     "engine",
     "adapters",

@@ -10,6 +10,7 @@ from typing import Any
 from samplerpool.config.arguments import ModelArguments, PoolArguments, SampleArguments
 from samplerpool.config.settings import restored
 from samplerpool.pool.addresses import Network
+from samplerpool.pool.cluster import ClusterPlan
 from samplerpool.pool.devices import WorkerPlan
 from samplerpool.wire.endpoint import ProcessId
 
@@ -22,6 +23,7 @@ class PoolSettings:
         pool: its name.
         plan: one entry a worker.
         network: where it listens for other machines; None: it does not.
+        cluster: where its workers run if it is not this machine.
         devices: CUDA devices that the pool may use, as entries of ``CUDA_VISIBLE_DEVICES``; empty means the CPU.
         folder: runtime folder for its sockets and connection file.
         log_folder: one file a worker and one for the supervisor.
@@ -41,6 +43,7 @@ class PoolSettings:
     folder: Path
     log_folder: Path
     network: Network | None = None
+    cluster: ClusterPlan | None = None
     devices: tuple[str, ...] = ()
     keep_logs: bool = True
     detached: bool = False
@@ -61,7 +64,7 @@ class PoolSettings:
     def from_json(cls, text: str) -> PoolSettings:
         """What ``to_json`` described."""
         data: dict[str, Any] = json.loads(text)
-        owner, listening = data["owner"], data["network"]
+        owner, listening, cluster = data["owner"], data["network"], data["cluster"]
         return cls(
             **{
                 **data,
@@ -70,6 +73,7 @@ class PoolSettings:
                 "pool_args": restored(PoolArguments, data["pool_args"]),
                 "plan": tuple(WorkerPlan(**_tuples(entry)) for entry in data["plan"]),
                 "network": Network(**listening) if listening else None,
+                "cluster": ClusterPlan(**cluster) if cluster else None,
                 "devices": tuple(data["devices"]),
                 "folder": Path(data["folder"]),
                 "log_folder": Path(data["log_folder"]),

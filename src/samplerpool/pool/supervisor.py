@@ -21,6 +21,7 @@ import zmq
 
 from samplerpool.errors import SamplerPoolError, StartFailed
 from samplerpool.pool.addresses import Addresses
+from samplerpool.pool.cluster import worker_plans
 from samplerpool.pool.control import Command, ControlSocket
 from samplerpool.pool.devices import WorkerPlan, plan_workers
 from samplerpool.pool.events import (
@@ -101,7 +102,7 @@ class Supervisor:
     ) -> None:
         incarnation = new_incarnation()
         folder = private_folder(settings.folder)
-        addresses = Addresses(settings.pool, folder, settings.network)
+        addresses = Addresses(settings.pool, folder, settings.network, on_nodes=settings.cluster is not None)
         self._keys = KeyBook(keys_path(folder, settings.pool)) if settings.network is not None else None
         self._settings = settings
         self._on_progress = on_progress
@@ -119,6 +120,8 @@ class Supervisor:
         self._readers: Readers = {}
         self._book = MetricsBook()
         self._workers = WorkerSet(settings, addresses, self._keys, self._readers, self._feed, self._book)
+        if self._keys is not None:
+            self._keys.on_change = self._workers.let_in
         self._signals: deque[int] = deque()
         self._events: deque[Event] = deque()
         self._feeding = False
@@ -265,6 +268,8 @@ class Supervisor:
         return self._policy.refusal(event)
 
     def _plan(self, workers: int) -> tuple[WorkerPlan, ...]:
+        if self._settings.cluster is not None:
+            return tuple(worker_plans(self._settings.cluster, workers))
         return tuple(plan_workers(replace(self._settings.pool_args, workers=workers), self._settings.devices))
 
     @contextlib.contextmanager

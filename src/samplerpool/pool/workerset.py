@@ -12,6 +12,7 @@ from typing import Any
 from samplerpool.config.arguments import EngineConfig, WorkerConfig
 from samplerpool.errors import SamplerPoolError, StartFailed
 from samplerpool.pool.addresses import Addresses
+from samplerpool.pool.cluster_worker import ClusterDriver, ClusterWorker
 from samplerpool.pool.descriptors import close_held, death_pipe
 from samplerpool.pool.devices import worker_environment
 from samplerpool.pool.events import (
@@ -24,7 +25,7 @@ from samplerpool.pool.events import (
     WorkerSpawned,
 )
 from samplerpool.pool.keybook import KeyBook
-from samplerpool.pool.logfiles import tail, worker_log
+from samplerpool.pool.logfiles import cluster_log, tail, worker_log
 from samplerpool.pool.metrics import MetricsBook
 from samplerpool.pool.process import WorkerProcess
 from samplerpool.pool.rules import PoolRules
@@ -66,27 +67,30 @@ class WorkerSet:
         self._death_fd, self._death_write_end = death_pipe()
         self.plan = settings.plan
         self._progress_interval_s = PoolRules.of(settings.pool_args).progress_interval_s
-        self.processes: dict[int, WorkerProcess] = {}
+        self._driver = _cluster_driver(settings)
+        self.processes: dict[int, WorkerProcess | ClusterWorker] = {}
         self._spawned: set[int] = set()
 
     def spawn(self, index: int) -> None:
         """Start a worker, and feed ``WorkerSpawned`` or ``WorkerFailed``."""
         try:
-            process = WorkerProcess(
-                self._config(index),
-                worker_environment(self.plan[index], os.environ),
-                worker_log(self._settings.log_folder, index),
-                device=self.plan[index].device,
-                restarted=index in self._spawned,
-            )
+            process = self._started(index)
         except (OSError, SamplerPoolError) as error:
             self._feed(WorkerFailed(index, StartFailed(f"Worker {index} could not be started: {error}.")))
             return
         self._spawned.add(index)
         self.processes[index] = process
-        self._readers[process.status_fd] = functools.partial(self._read_status, process)
-        self._readers[process.pidfd] = functools.partial(self._reap, process)
+        for descriptor in process.descriptors:
+            self._readers[descriptor] = functools.partial(self._look, process)
         self._feed(WorkerSpawned(index, process.pid))
+
+    def _started(self, index: int) -> WorkerProcess | ClusterWorker:
+        config, plan = self._config(index), self.plan[index]
+        log, restarted = worker_log(self._settings.log_folder, index), index in self._spawned
+        if self._driver is not None and self._keys is not None:
+            return ClusterWorker(self._driver, config, plan, self._keys.text(), log, restarted=restarted)
+        environ = worker_environment(plan, os.environ)
+        return WorkerProcess(config, environ, log, device=plan.device, restarted=restarted)
 
     def _config(self, index: int) -> WorkerConfig:
         settings, plan, incarnation = self._settings, self.plan[index], new_incarnation()
@@ -132,10 +136,26 @@ class WorkerSet:
         """End a worker and its children at once."""
         self.processes[index].kill()
 
-    def _read_status(self, process: WorkerProcess) -> None:
-        reports, ended = process.read_status()
-        if ended:
+    def let_in(self, keys: str) -> None:
+        """Tell workers that cannot see the file of known keys what is in it."""
+        for process in self.processes.values():
+            if isinstance(process, ClusterWorker):
+                process.let_in(keys)
+
+    def _look(self, process: WorkerProcess | ClusterWorker) -> None:
+        """Take what it reports, and its end."""
+        if self.processes.get(process.config.index) is not process:
+            return  # its descriptor's number was another's when the loop woke up
+        exited = process.exited()  # before the last look at what it said
+        reports, silent = process.read_status()
+        if silent:
             self._readers.pop(process.status_fd, None)
+        self._report(process, reports)
+        if exited or process.exited():
+            self._forget(process)
+            self._feed(WorkerExited(process.config.index, process.returncode, tail(process.log)))
+
+    def _report(self, process: WorkerProcess | ClusterWorker, reports: list[dict[str, Any]]) -> None:
         index, incarnation = process.config.index, process.config.incarnation
         for report in reports:
             if report["event"] == "metrics" and self._book.take(index, incarnation, report):
@@ -148,17 +168,9 @@ class WorkerSet:
             else:
                 self._feed(event)
 
-    def _reap(self, process: WorkerProcess) -> None:
-        if not process.exited():  # its descriptor's number was another's when the loop woke up
-            return
-        if process.status_fd in self._readers:  # its last words come before its end
-            self._read_status(process)
-        self._forget(process)
-        self._feed(WorkerExited(process.config.index, process.returncode, tail(process.log)))
-
-    def _forget(self, process: WorkerProcess) -> None:
-        self._readers.pop(process.status_fd, None)
-        self._readers.pop(process.pidfd, None)
+    def _forget(self, process: WorkerProcess | ClusterWorker) -> None:
+        for descriptor in process.descriptors:
+            self._readers.pop(descriptor, None)
         process.reap()
         remove_socket(process.config.endpoint)
         del self.processes[process.config.index]
@@ -178,8 +190,16 @@ class WorkerSet:
             process.kill()
         for process in list(self.processes.values()):
             self._forget(process)
+        if self._driver is not None:
+            self._driver.close()
         os.close(self._death_fd)
         close_held(self._death_write_end)
+
+
+def _cluster_driver(settings: PoolSettings) -> ClusterDriver | None:
+    if settings.cluster is None:
+        return None
+    return ClusterDriver(settings.pool, settings.cluster, cluster_log(settings.log_folder))
 
 
 def report_event(index: int, report: dict[str, Any]) -> Event | None:

@@ -68,7 +68,8 @@ class WorkerEntry:
     """A worker as the connection file tells of it.
 
     ``state``: starting, loading, ready, stopping, restarting (its process is gone, the next one comes), died, failed
-    (it died too often and stays away).
+    (it died too often and stays away). ``node``: the machine of a cluster that its process runs on, where the
+    process's number means something; empty: the pool's own machine.
     """
 
     index: int
@@ -79,6 +80,7 @@ class WorkerEntry:
     process: ProcessId
     log: str = ""
     detail: str = ""
+    node: str = ""
 
 
 @dataclass(frozen=True)

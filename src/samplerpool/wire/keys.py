@@ -193,8 +193,13 @@ class KeyRing:
         Raises:
             OSError: and it is as it was.
         """
-        write_private(self._path, json.dumps(dict(names), indent=1))
+        write_private(self._path, ring_text(names))
         self.refresh()
+
+
+def ring_text(names: Mapping[str, str]) -> str:
+    """What a file of known keys says: public key to name."""
+    return json.dumps(dict(names), indent=1)
 
 
 def _names_in(path: Path) -> dict[str, str]:
