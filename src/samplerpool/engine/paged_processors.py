@@ -14,7 +14,6 @@ This is not a public interface of transformers; the engine contract tests tell w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,41 +22,15 @@ from transformers import LogitsProcessorList
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 
 from samplerpool.config.sampling import SamplingParams, resolve
-from samplerpool.engine.row_sampler import RowSampler, SamplingRow
+from samplerpool.engine.hosted import RequestSettings, draw_in_place
+from samplerpool.engine.row_sampler import RowSampler
 from samplerpool.engine.sampling import SamplingRows, draw
-from samplerpool.types import TokenLogprobs
 
 SETTINGS_KEY = "settings"
 """Keyword of the manager's ``add_request`` under which a request's settings travel."""
 
 _LINES = 6
 """int32 values per request: temperature, top_p, min_p (floats viewed as integers), top_k, and the key's two halves."""
-
-
-@dataclass(frozen=True, slots=True)
-class RequestSettings:
-    """What the sampler needs to know of a request.
-
-    Args:
-        params: resolved parameters.
-        prompt_tokens: length of the original prompt; what follows it in the sequence counts as generated.
-        row: the request as the row sampler sees it; the library's thread alone touches it.
-        logprobs: by position, where the request asks for them; written before the token itself is handed out.
-    """
-
-    params: SamplingParams
-    prompt_tokens: int
-    row: SamplingRow
-    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, params: SamplingParams, prompt_tokens: int) -> RequestSettings:
-        """Of a request whose tokens are not known yet; the library tells them step by step."""
-        return cls(params, prompt_tokens, SamplingRow(params, [], prompt_tokens))
-
-    def __deepcopy__(self, memo: Any) -> RequestSettings:
-        """Itself: the library copies a request that it starts over for want of memory, and it is the same request."""
-        return self
 
 
 _GREEDY = RequestSettings.of(resolve(SamplingParams(temperature=0.0, seed=0)), 0)
@@ -117,16 +90,8 @@ class BatchSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[misc]
             return scores.scatter_(1, tokens.unsqueeze(-1), float("inf"))
         settings, self._settings = self._settings, []
         if settings:
-            self._draw_on_host(self._row_sampler, scores[: len(settings)], settings)
+            draw_in_place(self._row_sampler, scores[: len(settings)], settings)
         return scores
-
-    @staticmethod
-    def _draw_on_host(sampler: RowSampler, scores: Tensor, settings: Sequence[RequestSettings]) -> None:
-        sampled = sampler.sample(scores, [s.row for s in settings])
-        for s, entry in zip(settings, sampled.logprobs or (), strict=False):
-            if entry is not None:
-                s.logprobs[s.row.position] = entry
-        scores.scatter_(1, torch.tensor(sampled.token_ids).unsqueeze(-1), float("inf"))
 
 
 def _encode(settings: Sequence[RequestSettings], positions: Sequence[int]) -> Tensor:
