@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from samplerpool.config.arguments import EngineConfig
+from samplerpool.config.arguments import EngineConfig, ModelArguments
 from samplerpool.engine import dense, dense_attention, packed_passes
 from samplerpool.engine.base import Engine, EngineRequest
 from samplerpool.engine.factory import build_engine
@@ -186,3 +188,13 @@ def is_right(engine: Any, name: str) -> bool:
     right = why_answers_differ(built, expected) is None
     built.close()
     return right
+
+
+def test_vllm_takes_no_model_that_is_loaded_and_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidParameter, match=r"cannot take a model that is loaded already.*engine=\"vllm\""):
+        build_engine(EngineConfig(engine="vllm"), build("llama"), RENDERER)
+    monkeypatch.setitem(sys.modules, "vllm", None)  # as where it is not installed
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    checkpoint: Any = SimpleNamespace(model_args=ModelArguments())
+    with pytest.raises(StartFailed, match=r"needs the package vllm.*pip install 'samplerpool\[vllm\]'"):
+        build_engine(EngineConfig(engine="vllm"), checkpoint=checkpoint)

@@ -134,7 +134,7 @@ def test_one_error_names_all_that_is_wrong() -> None:
             "temprature": 1,
             "top_k": 1.5,
             "temperature": -3,
-            "engine": "vllm",
+            "engine": "tgi",
             "sample_backend": "sglang",
             "workers": 0,
             "max_batch": "many",
@@ -149,7 +149,7 @@ def test_one_error_names_all_that_is_wrong() -> None:
         "top_k must be an integer, not 1.5.",
         "temperature must be at least 0 and at most 100, not -3.",
         "engine must be auto, ",
-        "not 'vllm'.",
+        "not 'tgi'.",
         "sample_backend must be hf, ",
         "not 'sglang'.",
         "workers must be an integer of at least 1 or auto, not 0.",
@@ -329,7 +329,7 @@ def test_a_group_checks_its_own_names_types_and_ranges_together() -> None:
         "max_batch must be an integer of at least 1, not 'many'."
     )
     with pytest.raises(InvalidParameter, match=r"temperature must be at least 0.*sample_backend must be hf"):
-        SampleArguments(temperature=-1, sample_backend="vllm")
+        SampleArguments(temperature=-1, sample_backend="sglang")
     with pytest.raises(InvalidParameter, match="flash_attn must be eager, sdpa or flash_attention_2, not 'fast'"):
         ModelArguments(flash_attn="fast")
     with pytest.raises(InvalidParameter, match="Unknown argument 'train_datset'; did you mean 'train_dataset'"):

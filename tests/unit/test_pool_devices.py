@@ -164,6 +164,7 @@ def test_ranks_on_the_cpu_share_their_workers_cores() -> None:
     [
         ({"engine": "scripted"}, "scripted engine has no model"),
         ({"engine": "paged"}, "paged engine does not divide a model among processes; use --engine dense"),
+        ({"engine": "vllm"}, "vllm engine serves a model on one device; use --engine dense"),
         ({"split_mode": "layer"}, "--split-mode layer gives each GPU some of the layers"),
     ],
 )

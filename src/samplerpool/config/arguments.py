@@ -11,14 +11,14 @@ from samplerpool.config.sampling import ALIASES, SamplingParams
 from samplerpool.config.settings import checked_group, setting
 from samplerpool.errors import InvalidParameter
 
-ENGINES: tuple[str, ...] = ("auto", "dense", "paged", "sequential", "scripted")
+ENGINES: tuple[str, ...] = ("auto", "dense", "paged", "sequential", "vllm", "scripted")
 DTYPES: tuple[str, ...] = ("auto", "float32", "bfloat16", "float16")
 SPLIT_MODES: tuple[str, ...] = ("auto", "tensor", "layer")
 ATTENTION: tuple[str, ...] = ("eager", "sdpa", "flash_attention_2")
 MIN_LOG_BYTES = 4096
 LOG_REQUESTS: tuple[str, ...] = ("errors", "all", "none")
 OUTPUT_FORMS: tuple[str, ...] = ("jsonl", "parquet", "openai")
-SAMPLE_BACKENDS: tuple[str, ...] = ("hf", "dense", "paged", "sequential", "scripted")
+SAMPLE_BACKENDS: tuple[str, ...] = ("hf", "dense", "paged", "sequential", "vllm", "scripted")
 PLACEMENTS: tuple[str, ...] = ("spread", "pack", "strict_spread", "strict_pack")
 
 
@@ -174,8 +174,8 @@ class PoolArguments(ClientLimits, Supervision):
         devices_per_worker: over how many devices each worker lays its model, which may be too large for one.
         split_mode: how: ``tensor`` divides each layer among as many processes (tensor parallelism), ``layer`` gives
             each device some of the layers, in one process; ``auto``: the first, where the model and the engine can.
-        engine: ``auto``, ``dense`` (or its padded form, for models that need it), ``paged``, ``sequential`` or
-            ``scripted``.
+        engine: ``auto``, ``dense`` (or its padded form, for models that need it), ``paged``, ``sequential``, ``vllm``
+            or ``scripted``.
         engine_options: further settings of that engine, by name.
         max_batch: most requests that one worker works on at a time.
         max_model_len: longest prompt plus completion, in tokens; ``None`` means what the model can.
@@ -212,7 +212,8 @@ class PoolArguments(ClientLimits, Supervision):
     engine: str = setting(
         "auto",
         "What runs the model: dense and paged compute many requests together, sequential one after the other, "
-        "scripted has no model. auto: the best that computes what the model computes.",
+        "vllm leaves that to vLLM, scripted has no model. auto: the best of ours that computes what the model "
+        "computes.",
         choices=ENGINES,
     )
     engine_options: dict[str, Any] = setting({}, "Settings of that engine.")

@@ -23,6 +23,7 @@ from samplerpool.errors import InvalidParameter, StartFailed
 if TYPE_CHECKING:
     from samplerpool.engine.probe import Method
     from samplerpool.engine.ranks import Group
+    from samplerpool.model.model_engine import ModelEngine
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ def build_engine(
     renderer: PromptRenderer | None = None,
     on_progress: Progress | None = None,
     group: Group | None = None,
+    checkpoint: ModelEngine | None = None,
 ) -> Engine:
     """The engine that ``config`` asks for, ready to take requests.
 
@@ -102,6 +104,7 @@ def build_engine(
         renderer: whose codec knows its end-of-sequence tokens; the scripted engine needs neither.
         on_progress: gets warnings for whoever starts the worker, a line each; they are logged as well.
         group: of processes among which the model is divided, whose rank 0 this is; then it is the dense engine's.
+        checkpoint: what the vLLM engine, which loads the model itself, takes in their place.
 
     Raises:
         InvalidParameter: no such engine, an option it does not have, or a length that the model cannot take.
@@ -113,6 +116,18 @@ def build_engine(
         from samplerpool.engine.scripted import ScriptedEngine
 
         return ScriptedEngine(config)
+    if config.engine == "vllm":
+        if checkpoint is None:
+            raise InvalidParameter(
+                "vLLM cannot take a model that is loaded already; name the model instead, as in "
+                'SyncSampler.launch(model="...", engine="vllm").'
+            )
+        from samplerpool.engine.openmp import release_threads
+        from samplerpool.engine.vllm_engine import VllmEngine
+
+        engine: Engine = VllmEngine(checkpoint, config)
+        release_threads()
+        return engine
     if model is None or renderer is None:
         raise InvalidParameter(f"The engine {config.engine!r} needs a model; only the scripted one runs without.")
     with contextlib.ExitStack() as on_failure:
@@ -151,7 +166,7 @@ class _Choice:
         self._eos_token_ids = renderer.codec.eos_token_ids
         self._media_kinds = renderer.media_kinds
         self._progress = progress
-        self._length = model_length(config, model)
+        self._length = model_length(config, model.config)
         self._attention = getattr(model.config, "_attn_implementation", None)
         if self._attention == "samplerpool":
             raise StartFailed("The model is in use by another sampler; close that one first, or load the model again.")
@@ -296,7 +311,7 @@ class _Choice:
         self._progress(f"warning: {text}")
 
 
-def model_length(config: EngineConfig, model: Any) -> int:
+def model_length(config: EngineConfig, model_config: Any) -> int:
     """Longest prompt plus completion, in tokens: what was asked for, or else all that the model can take.
 
     Raises:
@@ -306,8 +321,8 @@ def model_length(config: EngineConfig, model: Any) -> int:
     from samplerpool.model.model_engine import max_model_len
 
     if config.max_model_len is None:
-        return max_model_len(model.config, tokenizer=None)
-    text_config = model.config.get_text_config()
+        return max_model_len(model_config, tokenizer=None)
+    text_config = model_config.get_text_config()
     limit = getattr(text_config, "max_position_embeddings", None)
     if limit is not None:
         limit = int(limit * dynamic_rope_factor(text_config))

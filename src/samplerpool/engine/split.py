@@ -98,7 +98,7 @@ def tensor_obstacles(
         yield f"the {engine.engine} engine cannot: it works in one process"
     if takes_media:
         yield "it takes images, videos or sounds, which the dense engine does not"
-    elif (method := choose_method(skeleton, model_length(engine, skeleton))).name != "packed":
+    elif (method := choose_method(skeleton, model_length(engine, skeleton.config))).name != "packed":
         shorter = f" (with --max-model-len {method.longest} it can)" if method.longest is not None else ""
         yield f"the dense engine cannot run it: {method.reason}{shorter}"
 

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -85,10 +86,22 @@ def _merged(model: Any, path: str) -> Any:
         return merged.eval().requires_grad_(False)
 
 
+def folder_of(path: str) -> Path:
+    """Where an adapter lies; one of the hub's is downloaded if need be.
+
+    Args:
+        path: a folder or a hub id.
+
+    Raises:
+        ModelNotFound: there is no such adapter.
+    """
+    return resolve_adapter(path) or adapter_folder(path)
+
+
 def _with_adapter(model: Any, name: str, path: str) -> Any:
     from peft import PeftConfig, PeftModel, get_peft_model
 
-    folder = str(resolve_adapter(path) or adapter_folder(path))
+    folder = str(folder_of(path))
     config = PeftConfig.from_pretrained(folder)
     if config.is_prompt_learning:
         raise StartFailed(

@@ -77,10 +77,15 @@ class ModelEngine:
         on_progress: called with a short line when something slow begins.
         place: for a model on several devices: called with its configuration, its class and its processor before it is
             loaded; returns further arguments of ``from_pretrained``, which then decide where the weights go.
+        weights: False for an engine that loads the model itself: then ``model`` is None, and adapters and quantization
+            are left to that engine as well.
 
     Attributes:
         model: in evaluation mode, without gradients, on ``device``; with adapters that are not merged, a ``PeftModel``
             around it.
+        model_args: as given.
+        path: a folder, or a hub id, that transformers and others load the model from.
+        model_config: its configuration.
         processor: the tokenizer, or of a model that takes images, videos or sounds the processor.
         renderer: with the model's chat template.
         generation_defaults: what the checkpoint's ``generation_config`` says, and nothing more.
@@ -100,6 +105,8 @@ class ModelEngine:
         device: str = "cpu",
         on_progress: Callable[[str], None] | None = None,
         place: Place | None = None,
+        *,
+        weights: bool = True,
     ) -> None:
         progress = on_progress or _ignore
         _check_plugins(model_args)
@@ -120,26 +127,34 @@ class ModelEngine:
                     local_files_only=location.local_files_only,
                     trust_remote_code=model_args.trust_remote_code,
                 )
+            self.model: Any = None
             with _one_sentence("The model", source):
-                auto_class = model_class(self.processor)
-                placed = place(config, auto_class, self.processor) if place is not None else None
-                model = _load_model(auto_class, location, model_args, config, dtype, device, quantization, placed)
-            self.model = model
-            if adapters.paths:
+                if weights:
+                    auto_class = model_class(self.processor)
+                    placed = place(config, auto_class, self.processor) if place is not None else None
+                    self.model = _load_model(
+                        auto_class, location, model_args, config, dtype, device, quantization, placed
+                    )
+                    config, generation_config = self.model.config, self.model.generation_config
+                else:
+                    generation_config = _load_generation_config(location, config)
+            if weights and adapters.paths:
                 from samplerpool.model.adapters import load_adapters
 
                 progress(f"loading {', '.join(adapters.attached) or 'adapters'}")
-                self.model = load_adapters(model, adapters)
+                self.model = load_adapters(self.model, adapters)
+        self.model_args = model_args
+        self.path = location.path
         self.name = source.name
         self.device = device
-        self.model_config = model.config
-        self.generation_defaults = generation_defaults(model.generation_config)
+        self.model_config = config
+        self.generation_defaults = generation_defaults(generation_config)
         self.max_model_len = max_model_len(self.model_config, getattr(self.processor, "tokenizer", self.processor))
         self.renderer = Renderer(
             self.processor,
             template=model_args.template,
             custom_chat_template=model_args.custom_chat_template,
-            eos_token_ids=eos_token_ids(model.generation_config, self.model_config),
+            eos_token_ids=eos_token_ids(generation_config, config),
         )
 
 
@@ -233,6 +248,16 @@ def _load_config(location: _Location, model_args: ModelArguments) -> Any:
         local_files_only=location.local_files_only,
         trust_remote_code=model_args.trust_remote_code,
     )
+
+
+def _load_generation_config(location: _Location, config: Any) -> Any:
+    """As a model has it that was loaded from there."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(location.path, local_files_only=location.local_files_only)
+    except OSError:  # there is none
+        return GenerationConfig.from_model_config(config)
 
 
 def _load_model(

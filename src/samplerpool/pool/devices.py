@@ -286,6 +286,8 @@ def check_split(pool_args: PoolArguments, *, on_cpu: bool) -> None:
         return
     if engine == "scripted":
         raise InvalidParameter("The scripted engine has no model to be laid over several devices.")
+    if engine == "vllm":
+        raise InvalidParameter("The vllm engine serves a model on one device; use --engine dense for several.")
     if engine not in ("auto", "dense") and (mode == "tensor" or on_cpu):
         raise InvalidParameter(f"The {engine} engine does not divide a model among processes; use --engine dense.")
     if mode == "layer" and on_cpu:

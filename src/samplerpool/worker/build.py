@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from samplerpool.config.arguments import WorkerConfig
 from samplerpool.samplers.base_sampler import BaseSampler
 from samplerpool.worker.ranks import Broken, Ranks
+
+if TYPE_CHECKING:
+    from samplerpool.engine.base import Engine
+    from samplerpool.model.model_engine import ModelEngine
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,9 @@ def build_sampler(config: WorkerConfig, on_progress: Callable[[str], None], on_b
     if config.engine.engine == "scripted":
         on_progress("starting the scripted engine")
         return Built(_scripted_sampler(config), "scripted")
+    if config.engine.engine == "vllm":
+        sampler, name = _vllm_sampler(config, on_progress)
+        return Built(sampler, name)
     from samplerpool.engine.factory import build_engine
     from samplerpool.model.model_engine import ModelEngine
 
@@ -64,7 +71,11 @@ def build_sampler(config: WorkerConfig, on_progress: Callable[[str], None], on_b
         layout.check(model_engine.model)
     on_progress("starting the engine")
     engine = build_engine(config.engine, model_engine.model, model_engine.renderer, on_progress, ranks)
-    sampler = BaseSampler(
+    return Built(_sampler_of(config, model_engine, engine), model_engine.name, ranks, facts)
+
+
+def _sampler_of(config: WorkerConfig, model_engine: ModelEngine, engine: Engine) -> BaseSampler:
+    return BaseSampler(
         config.sample_args,
         config.model_args,
         model_engine.model,
@@ -72,7 +83,6 @@ def build_sampler(config: WorkerConfig, on_progress: Callable[[str], None], on_b
         engine=engine,
         generation_defaults=model_engine.generation_defaults,
     )
-    return Built(sampler, model_engine.name, ranks, facts)
 
 
 class _Layout:
@@ -124,3 +134,13 @@ def _scripted_sampler(config: WorkerConfig) -> BaseSampler:
 
     engine: Any = ScriptedEngine(config.engine)
     return BaseSampler(config.sample_args, config.model_args, None, ScriptedRenderer(), engine=engine)
+
+
+def _vllm_sampler(config: WorkerConfig, on_progress: Callable[[str], None]) -> tuple[BaseSampler, str]:
+    from samplerpool.engine.factory import build_engine
+    from samplerpool.model.model_engine import ModelEngine
+
+    model_engine = ModelEngine(config.model_args, config.engine.device, on_progress, weights=False)
+    on_progress("starting vLLM, which loads the model")
+    engine = build_engine(config.engine, renderer=model_engine.renderer, checkpoint=model_engine)
+    return _sampler_of(config, model_engine, engine), model_engine.name
