@@ -55,6 +55,6 @@ def _why_not(address: str, error: Exception) -> str:
         )
     return (
         f"This process cannot join the Ray cluster ({address}): {said} The launching machine must belong to the "
-        "cluster (`ray start --address HOST:PORT`), with the same releases of Ray and Python; and if the cluster asks for "
-        "Ray's token (`ray get-auth-token`), set RAY_AUTH_MODE=token, as Ray sends it to no address that was named."
+        "cluster (`ray start --address HOST:PORT`), with the same releases of Ray and Python. If the cluster asks for "
+        "Ray's token (`ray get-auth-token`), set RAY_AUTH_MODE=token: Ray sends it to no address that was named."
     )
