@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -202,12 +203,20 @@ def test_rows_outlive_a_worker_and_a_node(cluster: LocalCluster, tmp_path: Path)
     wait_until(lambda: begun_again(workers()[1]), "the process is begun again in its place")
 
 
-def test_the_supervisor_takes_its_workers_along(cluster: LocalCluster, mark: str) -> None:
+def test_what_speaks_to_ray_may_die_and_the_supervisor_takes_all_along(cluster: LocalCluster, mark: str) -> None:
     launch(cluster)
-    assert len(on_the_nodes(mark)) == 4
-    os.kill(find_pool("default").supervisor.pid, signal.SIGKILL)
+    supervisor = find_pool("default").supervisor.pid
+    [driver] = children(supervisor)
+    os.kill(driver, signal.SIGKILL)
+    wait_until(lambda: all(begun_again(worker) for worker in workers()), "the next one has begun all again")
+    wait_until(lambda: len(on_the_nodes(mark)) == 4, "two places and two workers; the former ones are gone")
+    os.kill(supervisor, signal.SIGKILL)
     wait_until(lambda: not on_the_nodes(mark), "they end with it")
     run("status")  # removes the connection file
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_ctrl_c_during_the_launch_leaves_nothing(cluster: LocalCluster, mark: str) -> None:
@@ -241,6 +250,43 @@ def test_a_cluster_in_use_is_waited_for_and_then_described(cluster: LocalCluster
     assert "waiting for a place on the cluster" in said
     assert "had no room for them within 4 s" in said
     assert "1 CPUs and 0 GPUs are free now" in said
+
+
+def test_ray_data_gives_the_rows_of_a_batch(cluster: LocalCluster, tmp_path: Path) -> None:
+    """Read from two files by two actors: messages, generation and kept columns are those of `samplerpool batch`."""
+    prompts = [f"row {n} [[random:20]]" for n in range(30)]
+    prompts[11] = "[[fail]] of row 11"
+    rows = [
+        {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": f"ref {n}"}], "tag": n % 3}
+        for n, prompt in enumerate(prompts)
+    ]
+    parts = [tmp_path / "part0.jsonl", tmp_path / "part1.jsonl"]
+    whole, from_batch, from_ray = tmp_path / "whole.jsonl", tmp_path / "batch.jsonl", tmp_path / "ray.json"
+    for path, some in zip([whole, *parts], [rows, rows[:13], rows[13:]], strict=True):
+        path.write_text("".join(json.dumps(row) + "\n" for row in some))
+    sampling = {"seed": 7, "temperature": 1.0, "num_return_sequences": 2}
+    options = ("--seed", "7", "--temperature", "1", "--n", "2", "--workers", "1", "--engine", "scripted")
+    run("batch", str(whole), "--output", str(from_batch), "--model", "scripted", *options, code=3)
+
+    job = [sys.executable, "-m", "tests.process.ray_data_job", cluster.address, ",".join(map(str, parts))]
+    settings = json.dumps({"engine": "scripted", "system": None, **sampling})
+    done = subprocess.run([*job, str(from_ray), settings], capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stderr
+    expected = [json.loads(line) for line in from_batch.read_text().splitlines()]
+    found = json.loads(from_ray.read_text())
+    assert len(expected) == 60
+    assert [row["row_number"] for row in found] == [n for n in range(30) for _ in range(2)]
+    assert [as_in_a_file(row) for row in found] == expected
+
+
+def as_in_a_file(row: dict[str, Any]) -> dict[str, Any]:
+    """Without what a table says of rows that do not have it."""
+    generation = {name: value for name, value in row["generation"].items() if value is not None or name == "error"}
+    chats = {
+        "messages": [{name: turn[name] for name in ("role", "content")} for turn in row["messages"]],
+        "reference": {name: row["reference"][name] for name in ("role", "content")},
+    }
+    return {"messages": chats["messages"], "tag": row["tag"], "reference": chats["reference"], "generation": generation}
 
 
 def test_auto_is_the_cluster_that_this_machine_belongs_to(

@@ -31,7 +31,7 @@ def write_parquet(lines: Callable[[], Iterator[bytes]], file: BinaryIO) -> None:
     columns = TableColumns()
     for line in lines():
         columns.note(from_json(line))
-    fields = [pyarrow.field(name, _type(kind)) for name, kind in columns.kinds.items()]
+    fields = [pyarrow.field(name, arrow_type(kind)) for name, kind in columns.kinds.items()]
     schema = pyarrow.schema(fields, metadata={LAYOUT_KEY: json.dumps(columns.layout())})
     sink = pyarrow.PythonFile(file, mode="w")
     with ParquetWriter(sink, schema, compression="zstd") as writer:
@@ -53,13 +53,14 @@ def _groups(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
         yield group
 
 
-def _type(kind: Any) -> Any:
+def arrow_type(kind: Any) -> Any:
+    """The type of a column of one of ``TableColumns.kinds``."""
     import pyarrow as pa
 
     if isinstance(kind, dict):
-        return pa.struct([(name, _type(inner)) for name, inner in kind.items()])
+        return pa.struct([(name, arrow_type(inner)) for name, inner in kind.items()])
     if kind.startswith("list:"):
-        return pa.list_(_type(kind[5:]))
+        return pa.list_(arrow_type(kind[5:]))
     turn = [("role", pa.string()), ("content", pa.list_(pa.struct([("type", pa.string()), ("value", pa.string())])))]
     message = pa.struct([*turn, ("loss_weight", pa.float64())])
     entry = [("token_id", pa.int64()), ("logprob", pa.float64())]

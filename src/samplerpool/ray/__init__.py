@@ -1,4 +1,9 @@
 """Ray: a pool's workers on the machines of a cluster, and a sampler for Ray Data.
 
-What is here is imported, and Ray with it, by the processes that need it alone.
+Importing this imports neither Ray nor torch; using it does.
 """
+
+from samplerpool.ray.numbering import ROW_NUMBER, with_row_numbers
+from samplerpool.ray.sampler import Sampler
+
+__all__ = ["ROW_NUMBER", "Sampler", "with_row_numbers"]

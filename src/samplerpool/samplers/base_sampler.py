@@ -8,7 +8,7 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -130,22 +130,40 @@ class BaseSampler:
         run_seed = given.pop("seed", self.args.seed)
         if run_seed is None:
             run_seed = secrets.randbelow(2**32)
+        rows = rows_from_dataset(dataset)
+        results = await self.answer_rows(rows, given, samples=samples, run_seed=run_seed, fetch_media=fetch_media)
+        return [cast(Sample, output_row(result, samples)) for result in results]
+
+    async def answer_rows(
+        self, rows: Iterable[Row], given: Mapping[str, Any], *, samples: int, run_seed: int, fetch_media: bool = False
+    ) -> list[RowResult]:
+        """Answer rows; the engine batches them.
+
+        Args:
+            given: sampling parameters of all rows, checked.
+            samples: answers per row.
+            run_seed: from which, with a row's index, the seed of each answer follows.
+            fetch_media: get images, videos and sounds from ``http(s):`` URLs, too.
+
+        Returns:
+            In order, for each row as many as there are samples.
+        """
         room = asyncio.Semaphore(MAX_ROWS_AHEAD)
         media_room = asyncio.Semaphore(MAX_MEDIA_ROWS)
         tasks: list[asyncio.Task[RowResult]] = []
 
-        async def answer(row: Row, sample: int, given: Mapping[str, Any]) -> RowResult:
+        async def answer(row: Row, sample: int, params: Mapping[str, Any]) -> RowResult:
             async with media_room if has_media(row.messages) else contextlib.nullcontext():
-                return await self._answer(row, sample, given, fetch_media)
+                return await self._answer(row, sample, params, fetch_media)
 
         async with asyncio.TaskGroup() as group:
-            for row in with_checked_params(rows_from_dataset(dataset), given, samples):
+            for row in with_checked_params(rows, given, samples):
                 for sample in range(samples):
                     await room.acquire()
                     seed = row_seed(run_seed, row.index, sample)
                     tasks.append(group.create_task(answer(row, sample, request_params(given, row, sample, seed))))
                     tasks[-1].add_done_callback(lambda _: room.release())
-        return [cast(Sample, output_row(task.result(), samples)) for task in tasks]
+        return [task.result() for task in tasks]
 
     async def _answer(self, row: Row, sample: int, params: Mapping[str, Any], fetch_media: bool) -> RowResult:
         result = RowResult(row, sample, params["seed"], error=row.error)
@@ -157,7 +175,7 @@ class BaseSampler:
             result.error = error
             return result
         events: asyncio.Queue[RequestEvent] = asyncio.Queue()
-        job = self._job(ChatPrompt(messages, row.tools), params, BATCH, events, parse=True)
+        job = self._job(ChatPrompt(messages, row.tools, row.template_options), params, BATCH, events, parse=True)
         self._intake.submit([job])
         texts: list[str] = []
         logprobs: list[TokenLogprobs] = []
