@@ -15,11 +15,13 @@ import json
 import os
 import socket
 import sys
+import traceback
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 from samplerpool.config.logs import open_log
-from samplerpool.errors import SamplerPoolError, StartFailed
+from samplerpool.errors import SamplerPoolError, StartFailed, WorkerDied
 from samplerpool.pool.cluster import ClusterPlan
 from samplerpool.ray.joining import join
 from samplerpool.ray.places import Places
@@ -103,6 +105,7 @@ class Service:
         self._incarnation = document["config"]["incarnation"]
         self._log = LogCopy(Path(document["log"]), document["config"]["max_log_bytes"], restarted=document["restarted"])
         self._running = False
+        self._requests: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Until it has ended, or is to be killed."""
@@ -113,10 +116,11 @@ class Service:
             if not life.done():
                 await self._kill(life)
         finally:
-            obeying.cancel()
-            life.cancel()
+            ending = (life, obeying, *self._requests)
+            for task in ending:
+                task.cancel()
+            await asyncio.gather(*ending, return_exceptions=True)
             self._log.close()
-            await asyncio.gather(life, obeying, return_exceptions=True)
 
     # ---- down -----------------------------------------------------------------------------------------------------
 
@@ -134,6 +138,10 @@ class Service:
         except SamplerPoolError as error:
             returncode = 1 if isinstance(error, StartFailed) else -9
             self._tell("failed", error=error.to_wire())
+        except Exception as error:
+            traceback.print_exc()
+            failure = WorkerDied(f"The process that speaks to Ray failed: {type(error).__name__}: {error}")
+            self._tell("failed", error=failure.to_wire())
         self._tell("exited", returncode=returncode)
 
     async def _wait_for_place(self) -> None:
@@ -158,24 +166,29 @@ class Service:
     # ---- up -------------------------------------------------------------------------------------------------------
 
     async def _obey(self) -> None:
-        """Carry out requests, to the end of the channel."""
+        """Carry out requests, to the end of the channel. None is waited for: its place may not answer any more."""
         while line := await self._reader.readline():
             request = json.loads(line)
             if request["do"] == "let_in":
                 self._document["keys"] = request["keys"]
                 if self._running:
-                    await self._places.let_in(self._index, request["keys"])
+                    self._begin(self._places.let_in(self._index, request["keys"]))
             elif self._running:
-                await self._places.ask(self._index, self._incarnation, request["do"])
+                self._begin(self._places.ask(self._index, self._incarnation, request["do"]))
             elif request["do"] == "terminate":
                 self._tell("exited", returncode=0)
                 return
+
+    def _begin(self, request: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(request)
+        self._requests.add(task)
+        task.add_done_callback(self._requests.discard)
 
     async def _kill(self, life: asyncio.Task[None]) -> None:
         """End its process, and be sure of it: what comes next in this place has the same devices."""
         if not self._running:
             return
-        await self._places.ask(self._index, self._incarnation, "kill")
+        self._begin(self._places.ask(self._index, self._incarnation, "kill"))
         done, _ = await asyncio.wait((life,), timeout=KILL_TIMEOUT_S)
         if not done:
             self._places.give_up(self._index)
