@@ -327,5 +327,8 @@ def test_memory_that_comes_back_is_used_again(
     drive(engine, crowd(), until=bool)
     assert engine.stats().details["batch_lowered_to"] < 6
     drive(engine)
-    drive(engine, [request(9, tokens=3 * FIRST_PATIENCE)])
-    assert "batch_lowered_to" not in engine.stats().details
+    for number in range(5):  # it depends on the step that ran short how far the batch was lowered
+        drive(engine, [request(10 + number, tokens=3 * FIRST_PATIENCE)])
+        if "batch_lowered_to" not in engine.stats().details:
+            return
+    pytest.fail(f"still lowered: {engine.stats().details}")
