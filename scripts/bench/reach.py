@@ -3,11 +3,12 @@
 planner  from 1 worker to 10,000: rows a second, what they cost the client, and where the first limit is. The workers
          are simulated, and all that the client does is timed as it runs (``_reach_plan.py``).
 
-ways     the same answers of the real small model, all streams at once: through ``AsyncSampler``, the HTTP gateway, a pool on
-         Ray and Ray Data, in turns (``_reach_ways.py``): tokens a second, and time to the first token. The last two need
-         the extra ``ray``. Ray Data begins an actor for each data set; its time is without that.
+ways     the same answers of the real small model, all streams at once: through ``AsyncSampler``, the HTTP gateway, a
+         pool on Ray and Ray Data, in turns (``_reach_ways.py``): tokens a second, and time to the first token. The last
+         two need the extra ``ray``. Ray Data begins an actor for each data set; its time is without that.
 
-    python scripts/bench/reach.py [--parts ways,planner] [--streams 64] [--tokens 64] [--repeats 3] [--workers 1,10,100,1000,10000] [--json FILE]
+    python scripts/bench/reach.py [--parts ways,planner] [--streams 64] [--tokens 64] [--repeats 3]
+                                  [--workers 1,10,100,1000,10000] [--json FILE]
 """
 
 from __future__ import annotations
