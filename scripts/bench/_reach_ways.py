@@ -88,7 +88,7 @@ def _asked(process: subprocess.Popen[str], order: object) -> dict[str, float]:
     process.stdin.flush()
     line = process.stdout.readline()
     if not line:
-        raise RuntimeError(f"{process.args} has ended")
+        raise RuntimeError(f"{process.args!r} has ended")
     told: dict[str, float] = json.loads(line)
     return told
 
