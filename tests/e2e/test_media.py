@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from PIL import Image
 
@@ -23,6 +24,7 @@ from samplerpool.errors import PromptTooLong, RenderError
 from samplerpool.model.model_engine import ModelEngine
 from samplerpool.types import Message
 from tests.media_zoo import checkpoint, data_url, drawing
+from tests.process.gateways import Served
 
 TIMEOUT_S = 120
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": 24, "ignore_eos": True}
@@ -116,6 +118,24 @@ def test_a_pool_answers_about_images(folder: Path, model: ModelEngine, site: str
         assert [row["generation"]["text"] for row in output[:3]] == answers
         assert output[4]["generation"]["text"] == answers[1]
         assert [bool(row["generation"]["error"]) for row in output] == [False] * 3 + [True, False, False]
+
+        with Served("--pool", sampler.connection_file.pool, "--fetch-media") as served:
+            assert [_asked_over_http(served, url) for url in (data_url(drawing(1)), f"{site}/2.png")] == answers[1:]
+            with pytest.raises(openai.BadRequestError, match="reads no files"):
+                _asked_over_http(served, str(path))
+
+
+def _asked_over_http(served: Served, url: str) -> str | None:
+    content: Any = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What?"}]
+    with openai.OpenAI(base_url=served.url, api_key="none", max_retries=0, timeout=TIMEOUT_S) as client:
+        told = client.chat.completions.create(
+            model=served.model,
+            messages=[{"role": "user", "content": content}],
+            max_tokens=24,
+            temperature=0,
+            extra_body={"ignore_eos": True},
+        )
+    return told.choices[0].message.content
 
 
 def _batch(folder: Path, *options: str) -> list[dict[str, Any]]:

@@ -391,6 +391,20 @@ def test_an_answer_outlives_its_worker_and_a_lost_pool_is_told(pool: LaunchedPoo
         assert (status, health["status"]) == (503, "unavailable")
 
 
+def test_a_pool_that_is_started_anew_is_served_again() -> None:
+    first = launch(private=False, pool="mine")
+    with Served("--pool", "mine") as served, client(served) as gpt:
+        first.stop(0.0)
+        eventually(lambda: request(served, "GET", "/health")[0] == 503, "the pool is lost")
+        second = launch(private=False, pool="mine")
+        try:
+            eventually(lambda: request(served, "GET", "/health")[0] == 200, "the next one is found")
+            told = gpt.chat.completions.create(model="scripted", messages=ask("[[say:back]]"))
+            assert told.choices[0].message.content == "back"
+        finally:
+            second.stop(0.0)
+
+
 def test_the_end_lets_running_answers_end_and_refuses_new_ones(pool: LaunchedPool) -> None:
     with Served("--timeout", "20") as served, client(served) as gpt:
         asked: Any = {"model": "scripted", "messages": ask("[[tokens:60]][[pace:0.02]]"), "stream": True}

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from samplerpool.client.async_answering import AsyncAnswering
+from samplerpool.client.continuation import ContinuedAnswer
 from samplerpool.client.delivery import Delivery
+from samplerpool.client.response import Call
+from samplerpool.client.routing import WorkerView
 from samplerpool.client.unseen import Unseen
 from samplerpool.samplers.threads import ITEMS_AHEAD, done_or_undone, from_thread
+from samplerpool.wire.messages import Accepted, Finished, TextPrompt, Tokens
 
 
 async def test_all_that_threads_put_comes_in_order() -> None:
@@ -29,6 +35,27 @@ async def test_all_that_threads_put_comes_in_order() -> None:
     got = [await queue.get() for _ in range(8000)]
     for number in range(4):
         assert [item for thread, item in got if thread == number] == list(range(2000))
+
+
+class AtOnce:
+    """A connection whose worker has answered before anyone looks."""
+
+    def workers(self) -> list[WorkerView]:
+        return [WorkerView(0, True, 0, 0)]
+
+    def submit(self, worker: int, calls: Sequence[Call]) -> None:
+        (call,) = calls
+        letters = [Tokens(1, at, [at], letter) for at, letter in enumerate("abc")]
+        for frame in (Accepted(1, [0], 7), *letters, Finished(1, "stop", 1, 3)):
+            call.feed(frame)
+            call.on_update(call)
+
+
+async def test_what_has_come_by_the_time_that_somebody_looks_is_one_piece() -> None:
+    connection: Any = AtOnce()
+    answer = ContinuedAnswer(TextPrompt("x"), {})
+    assert [piece async for piece in AsyncAnswering(connection).stream(answer, timeout_s=1.0)] == ["abc"]
+    assert (answer.text, answer.finish_reason) == ("abc", "stop")
 
 
 async def test_what_is_put_into_a_closed_loop_is_dropped() -> None:

@@ -82,6 +82,7 @@ def test_another_worker_goes_on_behind_the_tokens_with_the_seed_that_was_drawn()
     answer = driver.answer
     assert (answer.text, answer.token_ids, answer.logprobs) == ("aéb", [3, 4, 5], entries)
     assert (answer.completion_tokens, answer.seed, answer.worker, answer.calls) == (3, 5, 1, 2)
+    assert [answer.logprobs_behind(count) for count in range(5)] == [entries[count:] for count in range(5)]
 
 
 def test_images_go_along_with_the_tokens_which_do_not_hold_them() -> None:

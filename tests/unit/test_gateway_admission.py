@@ -173,6 +173,10 @@ def test_errors_have_a_status_and_say_whose_fault_it_is(
     assert problem.headers.get("Retry-After") == {429: "3", 503: "5"}.get(status)
 
 
+def test_a_prompt_that_is_too_long_is_named_as_it_came() -> None:
+    assert problem_of(PromptTooLong("Long."), prompt="prompt").param == "prompt"
+
+
 def test_a_bug_does_not_tell_what_it_was_working_on() -> None:
     problem = problem_of(ValueError("the prompt"))
     assert (problem.status, "prompt" in problem.message) == (500, False)

@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,6 +25,10 @@ from samplerpool.cli.options import (
 from samplerpool.cli.output import note
 from samplerpool.errors import InvalidParameter, UsageError
 from samplerpool.wire.files import check_secret, read_trusted
+
+if TYPE_CHECKING:
+    from samplerpool.gateway.admission import Keys
+    from samplerpool.gateway.service import GatewaySettings
 
 KEY_VARIABLE = "SAMPLERPOOL_API_KEY"
 _NEEDED = ("starlette", "uvicorn", "prometheus_client")
@@ -154,8 +158,8 @@ def command(
 async def _run(
     pool: str | Path | None,
     own: tuple[str | None, dict[str, Any]] | None,
-    keys: Any,
-    settings: Any,
+    keys: Keys,
+    settings: GatewaySettings,
     bound: socket.socket,
     drain_s: float,
 ) -> None:
@@ -164,14 +168,14 @@ async def _run(
     from samplerpool.samplers.async_sampler import AsyncSampler
 
     if own is None:
-        opening = AsyncSampler.connect(pool)
-        sampler = await opening
+        sampler = await AsyncSampler.connect(pool)
     else:
         model_args, _, pool_args = arguments_from(own[0], None, {}, own[1])
         with loading_display() as on_progress:
             sampler = await AsyncSampler.launch(model_args=model_args, on_progress=on_progress, **vars(pool_args))
+    name = None if own else pool or sampler.connection_file.pool
+    gateway = Gateway(sampler, keys, settings, name)
     try:
-        gateway = Gateway(sampler, keys, settings)
         await gateway.look()
         bound.listen()  # from here on clients may come
         who = "for those with a key" if keys else "without a key"
@@ -180,7 +184,7 @@ async def _run(
         await serve(gateway, bound, drain_s, note)
         note("Stopped.")
     finally:
-        await sampler.close()
+        await gateway.close()
 
 
 def _keys(file: Path | None) -> dict[str, str]:

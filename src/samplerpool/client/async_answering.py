@@ -69,9 +69,15 @@ class AsyncAnswering(Asking):
         shown: list[str] = []
         try:
             self._connection.submit(worker.index, [call])
-            while (delta := await deltas.get()) is not None:
-                shown.append(delta)
-                yield delta
+            delta: str | None = ""
+            while delta is not None:
+                # All that has come: whoever is slower than the worker gets longer pieces, and keeps the loop no longer.
+                parts = [delta := await deltas.get()]
+                while not deltas.empty():
+                    parts.append(delta := deltas.get_nowait())
+                if text := "".join(part for part in parts if part is not None):
+                    shown.append(text)
+                    yield text
         except BaseException:
             self._given_up(answer, call, "".join(shown))
             raise

@@ -136,6 +136,16 @@ class ContinuedAnswer:
         parts = [call.logprobs for call in self._all() if call.logprobs is not None]
         return [entry for part in parts for entry in part] if parts else None
 
+    def logprobs_behind(self, count: int) -> list[TokenLogprobs]:
+        """Those of the tokens behind the first ``count``, for whoever follows an answer without looking at all of it
+        each time."""
+        found: list[TokenLogprobs] = []
+        for call in self._all():
+            entries = call.logprobs or []
+            found += entries[count:]
+            count = max(0, count - len(entries))
+        return found
+
     @property
     def worker(self) -> int:
         """The latest worker's number."""

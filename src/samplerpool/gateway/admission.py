@@ -131,13 +131,19 @@ class Places:
         self._usual_s = 1.0
 
     def enter(self, count: int) -> Problem | None:
-        """Take places for the answers of a request; or why it has to wait."""
+        """Take places for the answers of a request; or why there are none."""
+        if problem := self.refusal(count):
+            return problem
+        self.taken += count
+        return None
+
+    def refusal(self, count: int = 1) -> Problem | None:
+        """Why so many answers have no place now, if they have none."""
         if self.closed:
             return unavailable("The server is being stopped and takes no more requests.")
         if self.taken + count > self.limit:
             text = f"All {self.limit} places for answers are taken ({self.taken} in progress, {count} more asked for)."
             return too_busy(f"{text} Try again later.", self.retry_after_s)
-        self.taken += count
         return None
 
     def leave(self, count: int, seconds: float) -> None:

@@ -12,12 +12,16 @@ from samplerpool.gateway.events import ChatChoice, Events, TextChoice
 from samplerpool.gateway.logprobs import Pieces, token_ids_in
 from samplerpool.gateway.requests import Asked
 from samplerpool.gateway.service import Gateway
-from samplerpool.samplers.async_sampler import AnswerStream
+from samplerpool.samplers.async_sampler import AnswerStream, OnWait
 from samplerpool.types import FinishReason, TokenLogprobs
 
 
-def streams_of(gateway: Gateway, asked: Asked, adapter: str | None) -> list[AnswerStream]:
+def streams_of(gateway: Gateway, asked: Asked, adapter: str | None, on_wait: OnWait) -> list[AnswerStream]:
     """The streams of all answers, not begun yet.
+
+    Args:
+        adapter: that is to answer; None for the pool's default.
+        on_wait: told when an answer waits for a worker, and when it goes on elsewhere.
 
     Raises:
         RenderError, InvalidParameter: the request is wrong.
@@ -32,13 +36,15 @@ def streams_of(gateway: Gateway, asked: Asked, adapter: str | None) -> list[Answ
                 template_options=asked.template_options,
                 fetch_media=gateway.settings.fetch_media,
                 prefill=asked.prefill,
+                on_wait=on_wait,
                 **{**params, **extra},
             )
             for params in asked.params
         ]
     prompts = [prompt for prompt in asked.prompts for _ in range(asked.per_prompt)]
     return [
-        sampler.complete(prompt, **{**params, **extra}) for prompt, params in zip(prompts, asked.params, strict=True)
+        sampler.complete(prompt, on_wait=on_wait, **{**params, **extra})
+        for prompt, params in zip(prompts, asked.params, strict=True)
     ]
 
 
@@ -83,8 +89,8 @@ async def merged(streams: Sequence[AnswerStream]) -> AsyncGenerator[tuple[int, s
         await asyncio.gather(*pumps, return_exceptions=True)
 
 
-def answer_of(stream: AnswerStream) -> Answer:
-    """What came of a stream that has ended."""
+def answer_of(stream: AnswerStream, asked: Asked) -> Answer:
+    """What came of a stream that has ended, as far as it was asked for."""
     told = stream.answer
     return Answer(
         told.text,
@@ -93,7 +99,7 @@ def answer_of(stream: AnswerStream) -> Answer:
         told.completion_tokens,
         told.seed or 0,
         told.message,
-        told.logprobs,
+        told.logprobs if asked.logprobs else None,
     )
 
 
@@ -120,12 +126,13 @@ class EventWriter:
         else:
             entries, pieces = (), None
         if piece is None:
-            return choice.end(answer_of(self._streams[number]), entries, pieces)
+            return choice.end(answer_of(self._streams[number], self._asked), entries, pieces)
         return choice.feed(piece, entries, pieces)
 
     def last(self) -> bytes:
         """What follows when all answers have ended."""
-        return self._events.last([answer_of(stream) for stream in self._streams], max(1, len(self._asked.prompts)))
+        answers = [answer_of(stream, self._asked) for stream in self._streams]
+        return self._events.last(answers, max(1, len(self._asked.prompts)))
 
     def _choice(self, number: int) -> ChatChoice | TextChoice:
         if not self._asked.chat:
@@ -140,7 +147,7 @@ class EventWriter:
         )
 
     async def _new_entries(self, number: int) -> tuple[Sequence[TokenLogprobs], Pieces]:
-        entries = (self._streams[number].answer.logprobs or [])[self._told[number] :]
+        entries = self._streams[number].answer.logprobs_behind(self._told[number])
         self._told[number] += len(entries)
         return entries, await self._gateway.pieces(token_ids_in(entries))
 

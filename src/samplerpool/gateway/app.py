@@ -12,7 +12,7 @@ from samplerpool.data.json_text import to_json
 from samplerpool.data.openai_requests import CHAT, COMPLETION
 from samplerpool.gateway.admission import check_host
 from samplerpool.gateway.exchange import AnswerEndpoint
-from samplerpool.gateway.problems import Problem
+from samplerpool.gateway.problems import Problem, problem_of
 from samplerpool.gateway.service import Gateway
 
 
@@ -22,13 +22,11 @@ def application(gateway: Gateway) -> Starlette:
     async def models(request: Request) -> Response:
         if problem := _refusal(gateway, request):
             return _told(problem)
-        await gateway.look()
         return _json(200, gateway.catalog.listed())
 
     async def model(request: Request) -> Response:
         if problem := _refusal(gateway, request):
             return _told(problem)
-        await gateway.look()
         found = gateway.catalog.entry(request.path_params["name"])
         return _told(found) if isinstance(found, Problem) else _json(200, found)
 
@@ -57,6 +55,9 @@ def application(gateway: Gateway) -> Starlette:
         text = f"There is no {where} here; see GET /v1/models, POST {CHAT}, POST {COMPLETION}, GET /health, /metrics."
         return _told(Problem(error.status_code, text, "unknown_url", headers=dict(error.headers or {})))
 
+    async def failed(request: Request, error: Exception) -> Response:
+        return _told(problem_of(error))  # uvicorn logs it
+
     return Starlette(
         routes=[
             Route(CHAT, AnswerEndpoint(gateway, chat=True), methods=["POST"]),
@@ -66,7 +67,7 @@ def application(gateway: Gateway) -> Starlette:
             Route("/health", health),
             Route("/metrics", metrics),
         ],
-        exception_handlers={HTTPException: no_such_address},
+        exception_handlers={HTTPException: no_such_address, Exception: failed},
     )
 
 

@@ -83,7 +83,8 @@ class _Exchange:
         except _ClientLeft:
             pass
         except SamplerPoolError as error:
-            problem = problem_of(error, self._gateway.places.retry_after_s)
+            prompt = "messages" if self._chat else "prompt"
+            problem = problem_of(error, self._gateway.places.retry_after_s, prompt)
         except _Refused as refused:
             problem = refused.problem
         except Exception as error:
@@ -103,11 +104,9 @@ class _Exchange:
         self._key = _or_refused(self._gateway.keys.name(self._headers.get("authorization")))
         if self._gateway.settings.local_only:
             _or_refused(check_host(self._headers.get("host")))
+        _or_refused(self._gateway.places.refusal())
         read = read_chat if self._chat else read_completion
-        body = await self._body()
-        if not self._gateway.workers:
-            await self._gateway.look()
-        asked = read(_json(body), self._gateway.rules)
+        asked = read(_json(await self._body()), self._gateway.rules)
         catalog = self._gateway.catalog
         adapter = _or_refused(catalog.adapter(asked.model, asked.params[0].get("adapter")))
         self._heading = Heading(self._chat, self._heading.name, self._heading.created, asked.model or catalog.model)
@@ -175,11 +174,11 @@ class _Exchange:
     # ---- the answer -----------------------------------------------------------------------------------------------
 
     async def _whole(self, asked: Asked, adapter: str | None) -> None:
-        streams = streams_of(self._gateway, asked, adapter)
+        streams = streams_of(self._gateway, asked, adapter, self._waits)
         async with aclosing(merged(streams)) as pieces:
             async for _ in pieces:
                 self._something_came()
-        self._answers = [answer_of(stream) for stream in streams]
+        self._answers = [answer_of(stream, asked) for stream in streams]
         entries = [entry for answer in self._answers for entry in answer.logprobs or ()]
         texts = await self._gateway.pieces(token_ids_in(entries)) if entries else {}
         begun = [echo(asked, number) for number in range(asked.answers)]
@@ -187,7 +186,7 @@ class _Exchange:
         await self._respond(200, to_json(body), {})
 
     async def _streamed(self, asked: Asked, adapter: str | None) -> None:
-        streams = streams_of(self._gateway, asked, adapter)
+        streams = streams_of(self._gateway, asked, adapter, self._waits)
         writer = EventWriter(self._gateway, asked, self._heading, streams)
         async with aclosing(merged(streams)) as pieces:
             async for number, piece in pieces:
@@ -198,7 +197,7 @@ class _Exchange:
                     events = writer.begin() + events
                 if events:
                     await self._send({"type": "http.response.body", "body": events, "more_body": True})
-        self._answers = [answer_of(stream) for stream in streams]
+        self._answers = [answer_of(stream, asked) for stream in streams]
         await self._send({"type": "http.response.body", "body": writer.last(), "more_body": False})
 
     def _something_came(self) -> None:
@@ -237,6 +236,10 @@ class _Exchange:
         return f"req_{self._heading.name}"
 
     # ---- what is noted of it --------------------------------------------------------------------------------------
+
+    def _waits(self, text: str) -> None:
+        if self._gateway.settings.access_log != "none":
+            log.warning("request=%s %s", self._heading.id, text)
 
     def _ended(self, outcome: str, status: int, error: str) -> None:
         total_s = time.monotonic() - self._began

@@ -126,8 +126,7 @@ def _checked(name: str, ours: str, value: Any) -> None:
     try:
         sampling_params({ours: value})
     except InvalidParameter as error:
-        said = error.message if name == ours else f"{name}: {error.message}"
-        raise InvalidParameter(said, param=name) from None
+        raise InvalidParameter(name + error.message.removeprefix(ours), param=name) from None  # as the client calls it
 
 
 def _logprobs(given: Mapping[str, Any], *, chat: bool) -> Any:

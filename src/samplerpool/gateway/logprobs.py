@@ -49,6 +49,14 @@ def text_logprobs(entries: Sequence[TokenLogprobs], pieces: Pieces, offset: int 
     return {
         "tokens": tokens,
         "token_logprobs": [entry.logprob for entry in entries],
-        "top_logprobs": [{pieces[token_id]: logprob for token_id, logprob in reversed(entry.top)} for entry in entries],
+        "top_logprobs": [_by_text(entry, pieces) for entry in entries],
         "text_offset": offsets,
     }
+
+
+def _by_text(entry: TokenLogprobs, pieces: Pieces) -> dict[str, float]:
+    """Of tokens with the same text the most probable one, which comes first, is told."""
+    found: dict[str, float] = {}
+    for token_id, logprob in entry.top:
+        found.setdefault(pieces[token_id], logprob)
+    return found

@@ -64,17 +64,18 @@ def unavailable(message: str, retry_after_s: int = 5) -> Problem:
     return Problem(503, message, "unavailable", headers={"Retry-After": str(retry_after_s)})
 
 
-def problem_of(error: Exception, retry_after_s: int = 1) -> Problem:
+def problem_of(error: Exception, retry_after_s: int = 1, prompt: str = "messages") -> Problem:
     """What an error of this package's comes to.
 
     Args:
         retry_after_s: when to try again, where the pool is full.
+        prompt: the field that the prompt came in.
     """
     match error:
         case QueueFull():
             return too_busy(error.message, retry_after_s)
         case PromptTooLong():
-            return Problem(400, error.message, "context_length_exceeded", "messages")
+            return Problem(400, error.message, "context_length_exceeded", prompt)
         case UnsupportedParameter():
             return Problem(400, error.message, "unsupported_parameter", _text(error.data.get("parameter")))
         case EngineError():

@@ -73,6 +73,7 @@ async def serve(gateway: Gateway, bound: socket.socket, drain_s: float, say: Cal
         application(gateway),
         lifespan="off",
         ws="none",
+        proxy_headers=False,
         log_config=None,
         log_level="error",
         access_log=False,

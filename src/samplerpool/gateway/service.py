@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from samplerpool.client.facts import WorkerFacts
+from samplerpool.errors import SamplerPoolError
 from samplerpool.gateway.admission import Keys, Places
 from samplerpool.gateway.catalog import Catalog
 from samplerpool.gateway.figures import Figures
 from samplerpool.gateway.health import Progress
 from samplerpool.gateway.requests import Rules
 from samplerpool.samplers.async_sampler import AsyncSampler
+from samplerpool.samplers.opening import find_connection
 
-_LOOK_S = 5.0
+log = logging.getLogger("samplerpool.gateway")
+
+_LOOK_S = 5
+_PATIENCE_S = 3.0
+"""A worker on a machine that is busy may take a while to answer."""
 _FRESH_S = 0.5
 """Whoever asks again so soon gets the same facts: anyone may ask for the health."""
 
@@ -52,13 +61,22 @@ class Gateway:
     """See the module's docstring.
 
     Args:
-        sampler: over the pool; stays its owner's.
+        sampler: over the pool; ``close`` closes it.
         keys: of those who are let in.
+        pool: the pool's name or connection file, by which it is found again when it has ended and was started anew.
+            None where it ends with this process.
     """
 
-    def __init__(self, sampler: AsyncSampler, keys: Keys, settings: GatewaySettings) -> None:
+    def __init__(
+        self,
+        sampler: AsyncSampler,
+        keys: Keys,
+        settings: GatewaySettings,
+        pool: str | Path | None = None,
+    ) -> None:
         self.sampler = sampler
         self.keys = keys
+        self._pool = pool
         self.settings = settings
         self.places = Places(settings.max_answers)
         self.figures = Figures(settings.max_answers)
@@ -78,16 +96,46 @@ class Gateway:
         """
         async with self._looking:
             if time.monotonic() - self._looked_at >= _FRESH_S:
-                self.workers = await self.sampler.workers()
+                self.workers = await self.sampler.workers(_PATIENCE_S)
                 self._looked_at = time.monotonic()
                 self._trouble = self._progress.trouble(self.workers, self._looked_at)
             return self._trouble
 
     async def watch(self) -> None:
-        """Look now and then, until cancelled: whether steps move can only be told by looking twice."""
-        while True:
-            await asyncio.sleep(_LOOK_S)
-            await self.look()
+        """Look now and then, until cancelled: whether steps move can only be told by looking twice, and a pool that has
+        ended may be back."""
+        for second in itertools.count(1):
+            await asyncio.sleep(1.0)
+            try:
+                if second % _LOOK_S == 0:
+                    await self.look()
+                if self._pool is not None and not any(v.up or v.coming for v in self.sampler.connection.workers()):
+                    await self._attach_again(self._pool)
+            except SamplerPoolError as error:
+                log.debug("the pool is not there: %s", error)
+            except Exception:
+                log.exception("looking at the workers failed; the next look may not")
+
+    async def _attach_again(self, pool: str | Path) -> None:
+        """To the pool, if it is another one than before.
+
+        Raises:
+            PoolNotFound, TransportError: there is none.
+        """
+        file = await asyncio.to_thread(find_connection, pool)
+        if file.supervisor == self.sampler.connection_file.supervisor:
+            return
+        successor = await AsyncSampler.connect(pool)
+        async with self._looking:
+            predecessor, self.sampler = self.sampler, successor
+            self._progress, self._pieces, self._looked_at = Progress(), {}, -_FRESH_S
+        await predecessor.close()
+        await self.look()
+        log.warning("attached to the pool %r, which was started anew", file.pool)
+
+    async def close(self) -> None:
+        """Let go of the pool."""
+        await self.sampler.close()
 
     @property
     def catalog(self) -> Catalog:
@@ -150,6 +198,7 @@ class Stoppable:
 
     def __init__(self, limit_s: float) -> None:
         self.reason = "late"
+        self._over = False
         self._timeout = asyncio.timeout(limit_s or None)
 
     async def __aenter__(self) -> Stoppable:
@@ -157,10 +206,11 @@ class Stoppable:
         return self
 
     async def __aexit__(self, *error: Any) -> None:
+        self._over = True
         await self._timeout.__aexit__(*error)
 
     def stop(self, reason: str) -> None:
         """Raise there now, unless it has ended."""
-        if not self._timeout.expired():
+        if not self._over and not self._timeout.expired():
             self.reason = reason
             self._timeout.reschedule(asyncio.get_running_loop().time())
