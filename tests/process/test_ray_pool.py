@@ -30,6 +30,12 @@ from tests.process.test_cli_pool import SAMPLERPOOL, run, terminal
 
 pytest.importorskip("ray", reason="the extra 'ray' is not installed")
 
+# Ray's own cluster for tests leaves files of its logs open, depending on the release.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
 NODES = 3
 MARK = "SAMPLERPOOL_TEST_CLUSTER"
 SMALL = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
@@ -192,7 +198,7 @@ def test_rows_outlive_a_worker_and_a_node(cluster: LocalCluster, tmp_path: Path)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as batch:
         wait_until(lambda: all(worker["running"] for worker in workers()), "both are at work")
         cluster.kill_node_of(workers()[0]["pid"])
-        wait_until(lambda: begun_again(workers()[0]), "Ray has begun the place again elsewhere")
+        wait_until(lambda: begun_again(workers()[0]), "Ray has begun the place again elsewhere", 60)
         os.kill(workers()[1]["pid"], signal.SIGKILL)
         assert batch.stdout is not None
         said = batch.stdout.read()
