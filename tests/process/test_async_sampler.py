@@ -16,7 +16,16 @@ from typing import Any
 import pytest
 
 from samplerpool import AsyncSampler, SyncSampler
-from samplerpool.errors import InvalidParameter, PoolNotFound, RenderError, RequestError, UsageError, WorkerDied
+from samplerpool.errors import (
+    InvalidParameter,
+    PoolNotFound,
+    ProtocolError,
+    RenderError,
+    RequestError,
+    UsageError,
+    WorkerDied,
+)
+from samplerpool.wire.codec import MAX_ARRAY
 from samplerpool.wire.endpoint import ConnectionFile, find_pool, running_pools
 from tests.process.conftest import DEADLINE_S
 
@@ -224,6 +233,10 @@ async def test_errors_come_where_they_are_made(two: AsyncSampler) -> None:
         two.generate("x", worker=7)
     with pytest.raises(RequestError):
         await two.generate("[[fail]]").text()
+    beside = asyncio.create_task(two.generate("[[tokens:50]][[pace:0.01]]").text())
+    with pytest.raises(ProtocolError, match="A worker would not read this"):
+        await two.complete([1] * (MAX_ARRAY + 1)).text()
+    assert await beside
     with pytest.raises(PoolNotFound):
         await AsyncSampler.connect("there-is-no-such-pool")
     sampler = await AsyncSampler.connect(two.connection_file.pool)

@@ -75,6 +75,15 @@ def request(served: Served, method: str, path: str, body: bytes = b"", **headers
     return answer.status, answer.headers, json.loads(text) if text.startswith(b"{") else text.decode()
 
 
+def opened_request(served: Served, key: str) -> socket.socket:
+    """A connection on which a request's body is about to come."""
+    host, _, port = served.root.removeprefix("http://").partition(":")
+    opened = socket.create_connection((host, int(port)), DEADLINE_S)
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {key}\r\n"
+    opened.sendall(f"{head}Content-Type: application/json\r\nContent-Length: 9\r\n\r\n".encode())
+    return opened
+
+
 def in_flight(served: Served) -> int:
     return int(request(served, "GET", "/health")[2]["answers_in_flight"])
 
@@ -324,6 +333,13 @@ def test_keys_and_limits(pool: LaunchedPool, tmp_path: Path) -> None:
             assert (large.value.status_code, large.value.code) == (413, "too_large")
             with pytest.raises(openai.BadRequestError, match="gives 2 at most"):
                 gpt.chat.completions.create(model="scripted", messages=ask("hi"), n=3)
+            bodies = [opened_request(served, "secret-of-alice") for _ in range(2)]  # in memory while they come
+            eventually(lambda: in_flight(served) == 2, "both bodies have a place")
+            with pytest.raises(openai.RateLimitError):
+                gpt.chat.completions.create(model="scripted", messages=ask("hi"))
+            for body in bodies:
+                body.close()
+            eventually(lambda: in_flight(served) == 0, "none has")
             with gpt.chat.completions.create(model="scripted", messages=ask(ENDLESS), stream=True, n=2) as stream:
                 next(stream)
                 with pytest.raises(openai.RateLimitError) as full:

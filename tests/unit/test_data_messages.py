@@ -147,5 +147,15 @@ def test_template_options_are_names_and_values():
     for wrong in (3, [1], "x", {1: 2}):
         with pytest.raises(InvalidParameter, match=r"^template_options must be a mapping of names to values, .* not "):
             template_options_of(wrong)
-    with pytest.raises(InvalidParameter, match=r"^template_options cannot be written as JSON: .*set"):
-        template_options_of({"a": {1}})
+    assert template_options_of({"a": {1: (2, 2**64 - 1)}}) == {"a": {"1": [2, 2**64 - 1]}}
+    deep: list[object] = []
+    for _ in range(40):
+        deep = [deep]
+    for wrong, said in (({1}, "set"), (deep, "nested deeper"), (2**64, "64 bits"), (["\ud800"], "surrogates")):
+        with pytest.raises(InvalidParameter, match=rf"^template_options cannot be written as JSON .*{said}"):
+            template_options_of({"a": wrong})
+    own: list[object] = []
+    for _ in range(100_000):
+        own = [own]
+    with pytest.raises(InvalidParameter, match=r"^template_options cannot be written as JSON"):
+        template_options_of({"a": own})

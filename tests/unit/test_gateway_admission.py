@@ -63,7 +63,7 @@ def test_off_the_loopback_keys_are_needed() -> None:
 
 
 def test_a_web_page_does_not_come_in_under_its_own_name() -> None:
-    for host in (None, "", "localhost:8000", "127.0.0.1", "127.0.0.1:1", "[::1]:8000", "[::1]"):
+    for host in (None, "", "localhost:8000", "LocalHost", "127.0.0.1", "127.0.0.1:1", "[::1]:8000", "[::1]"):
         assert check_host(host) is None
     for host in ("evil.example:8000", "localhost.evil.example", "10.0.0.1", "[::2]:80"):
         assert check_host(host) is not None
@@ -83,6 +83,9 @@ def test_places_are_taken_and_given_back() -> None:
     assert (places.enter(1), places.taken) == (None, 3)
     places.leave(2, 0.1)
     assert places.taken == 1
+    usual_s = places.retry_after_s
+    places.leave(1)
+    assert (places.taken, places.retry_after_s) == (0, usual_s)
     places.closed = True
     closing = places.enter(1)
     assert closing is not None
@@ -161,6 +164,7 @@ def test_one_worker_that_gets_on_is_enough() -> None:
         (WorkerDraining("Leaving."), 503, "unavailable", None),
         (AccessDenied("Revoked."), 503, "unavailable", None),
         (ProtocolError("Odd."), 500, "internal_error", None),
+        (ProtocolError("Large.", bytes=7), 413, "too_large", "messages"),
     ],
 )
 def test_errors_have_a_status_and_say_whose_fault_it_is(
@@ -168,13 +172,19 @@ def test_errors_have_a_status_and_say_whose_fault_it_is(
 ) -> None:
     problem = problem_of(error, 3)
     assert (problem.status, problem.code, problem.param, problem.message) == (status, code, param, error.message)
-    kinds = {400: "invalid_request_error", 429: "rate_limit_error"}
+    kinds = {400: "invalid_request_error", 413: "invalid_request_error", 429: "rate_limit_error"}
     assert problem.kind == kinds.get(status, "server_error")
     assert problem.headers.get("Retry-After") == {429: "3", 503: "5"}.get(status)
 
 
 def test_a_prompt_that_is_too_long_is_named_as_it_came() -> None:
     assert problem_of(PromptTooLong("Long."), prompt="prompt").param == "prompt"
+
+
+def test_a_long_message_is_told_in_part() -> None:
+    told = Problem(400, "x" * 10**6, "invalid_value").body()["error"]["message"]
+    assert (len(told) < 3000, told[:9], told[-3:]) == (True, "x" * 9, "...")
+    assert Problem(400, "Short.", "invalid_value").body()["error"]["message"] == "Short."
 
 
 def test_a_bug_does_not_tell_what_it_was_working_on() -> None:

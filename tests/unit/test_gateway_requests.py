@@ -165,6 +165,11 @@ def test_urls_of_the_web_where_that_is_allowed() -> None:
     [
         ({"temprature": 1}, "temprature", "did you mean 'temperature'?"),
         ({"temperature": "hot"}, "temperature", "temperature must be a number, not 'hot'."),
+        ({"temperature": float("nan")}, "temperature", "temperature must be at least 0 and at most 100, not nan."),
+        ({"stop": ["\ud800"]}, "stop", "half a surrogate pair"),
+        ({"stop": ["x"] * 1025}, "stop", "stop has 1,025 values, and may have 1,024."),
+        ({"logit_bias": {str(number): 1 for number in range(1025)}}, "logit_bias", "logit_bias has 1,025 values"),
+        ({"template_options": {"a": 2**64}}, "template_options", "64 bits"),
         ({"top_p": 0}, "top_p", "top_p must be above 0 and at most 1, not 0."),
         ({"n": 0}, "n", "n must be at least 1 and at most 65536, not 0."),
         ({"n": 9}, "n", "9 answers are asked for at once, and this server gives 8 at most."),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from samplerpool.errors import PromptTooLong, ProtocolError, SamplerPoolError
 from samplerpool.types import PromptCount, RenderedPrompt, TokenLogprobs
 from samplerpool.wire import codec
-from samplerpool.wire.codec import PROTOCOL_VERSION, decode_replies, decode_requests, encode
+from samplerpool.wire.codec import PROTOCOL_VERSION, decode_replies, decode_requests, encode, encode_requests
 from samplerpool.wire.messages import (
     Abort,
     Accepted,
@@ -303,6 +303,21 @@ def test_what_is_too_large_or_cannot_be_packed_is_an_error_of_the_sender(monkeyp
     monkeypatch.setattr(codec, "MAX_MESSAGE_BYTES", 100)
     with pytest.raises(ProtocolError, match="limit is 100"):
         encode([Tokens(1, 0, [1], "x" * 200)])
+
+
+def test_what_a_worker_would_not_read_is_an_error_of_the_sender(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "MAX_ARRAY", 100)
+    monkeypatch.setattr(codec, "MAX_CONTAINERS", 50)
+    good = Generate(1, "i", TokenPrompt([1] * 99), {})
+    assert encode_requests([good]) == encode([good])
+    assert isinstance(decode_requests(encode([good]))[0], Generate)
+    for prompt, params in ((TokenPrompt([1] * 101), {}), (TokenPrompt([1]), {"bad_words": [[1]] * 51})):
+        (unread,) = decode_requests(encode([Generate(1, "i", prompt, params)]))
+        assert isinstance(unread, Malformed)
+        assert unread.request_id == 0
+        with pytest.raises(ProtocolError, match="A worker would not read this") as caught:
+            encode_requests([good, Generate(1, "i", prompt, params)])
+        assert caught.value.data["bytes"] > 50
 
 
 @given(st.binary(max_size=400))

@@ -163,7 +163,7 @@ async def _run(
     bound: socket.socket,
     drain_s: float,
 ) -> None:
-    from samplerpool.gateway.server import serve, url_of
+    from samplerpool.gateway.server import serve, start_listening, url_of
     from samplerpool.gateway.service import Gateway
     from samplerpool.samplers.async_sampler import AsyncSampler
 
@@ -177,7 +177,7 @@ async def _run(
     gateway = Gateway(sampler, keys, settings, name)
     try:
         await gateway.look()
-        bound.listen()  # from here on clients may come
+        start_listening(bound)  # from here on clients may come
         who = "for those with a key" if keys else "without a key"
         whose = "" if own else f" of pool {sampler.connection_file.pool!r}"
         note(f"Serving {gateway.catalog.model}{whose} at {url_of(bound)}/v1, {who}. Ctrl-C stops.")

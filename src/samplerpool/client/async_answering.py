@@ -85,9 +85,10 @@ class AsyncAnswering(Asking):
 
     def _delivery_here(self) -> Delivery:
         loop = asyncio.get_running_loop()
-        if self._delivery is None or not self._delivery.leads_into(loop):
-            self._delivery = Delivery(loop)
-        return self._delivery
+        delivery = self._delivery  # once: the loop of another thread may put its own there at any moment
+        if delivery is None or not delivery.leads_into(loop):
+            self._delivery = delivery = Delivery(loop)
+        return delivery
 
     async def _worker_for(self, search: Search, timeout_s: float, tell: OnWait) -> WorkerView | None:
         """The worker to send it to; one that is coming back is waited for. Without any, the answer ends."""

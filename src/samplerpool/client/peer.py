@@ -17,7 +17,7 @@ from samplerpool.client.liveness import Liveness
 from samplerpool.client.readiness import Readiness
 from samplerpool.client.response import Call
 from samplerpool.errors import AccessDenied, ProtocolError, RequestLost, SamplerPoolError, TransportError
-from samplerpool.wire.codec import MAX_REQUESTS, decode_replies, encode
+from samplerpool.wire.codec import MAX_REQUESTS, decode_replies, encode, encode_requests
 from samplerpool.wire.endpoint import ConnectionFile, WorkerEntry
 from samplerpool.wire.messages import (
     Abort,
@@ -122,7 +122,7 @@ class Peer:
             return
         self._calls.update((call.request_id, call) for call in calls)
         try:
-            data = encode(map(self._request, calls))
+            data = encode_requests(map(self._request, calls))
         except ProtocolError as error:
             if len(calls) == 1:
                 self._end(calls[0], error)

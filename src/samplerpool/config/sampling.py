@@ -205,7 +205,7 @@ def _checked(name: str, spec: ParamSpec, value: Any) -> Any:
         values = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else None
         if values is None or not all(isinstance(v, str) and v for v in values):
             raise ValueError(f"{name} must be a non-empty string or a list of them, not {value!r}.")
-        return values
+        return tuple(_whole(name, v) for v in values)
     if spec.kind == "ints":
         items = (value,) if isinstance(value, int) else tuple(value) if isinstance(value, list | tuple) else None
         if items is None:
@@ -214,7 +214,7 @@ def _checked(name: str, spec: ParamSpec, value: Any) -> Any:
     if spec.kind == "name":
         if not isinstance(value, str) or not value:
             raise ValueError(f"{name} must be a non-empty string, not {value!r}.")
-        return value
+        return _whole(name, value)
     if spec.kind == "words":
         return _checked_words(name, spec, value)
     if spec.kind == "biases":
@@ -226,12 +226,23 @@ def _checked(name: str, spec: ParamSpec, value: Any) -> Any:
     return _checked_number(name, spec.kind, spec, value)
 
 
+def _whole(name: str, text: str) -> str:
+    """A text that can be sent: JSON's escapes can spell half a surrogate pair, which UTF-8 cannot hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} must be of whole characters, and half a surrogate pair is in {text!r}.") from None
+    return text
+
+
 def _checked_words(name: str, spec: ParamSpec, value: Any) -> tuple[Word, ...]:
     words = (value,) if isinstance(value, str) else value
     if not isinstance(words, list | tuple) or not all(isinstance(word, str | list | tuple) and word for word in words):
         raise ValueError(f"{name} must be a list of non-empty strings or lists of token ids, not {value!r}.")
     return tuple(
-        word if isinstance(word, str) else tuple(cast(int, _checked_number(name, "int", spec, v)) for v in word)
+        _whole(name, word)
+        if isinstance(word, str)
+        else tuple(cast(int, _checked_number(name, "int", spec, v)) for v in word)
         for word in words
     )
 

@@ -15,6 +15,7 @@ from typing import Any, NoReturn, cast
 
 from samplerpool.errors import InvalidParameter, RenderError
 from samplerpool.types import CONTENT_TYPES, MEDIA_TYPES, ROLES, Content, Message
+from samplerpool.wire.checks import MAX_DEPTH
 
 _ROLE_ALIASES = {"developer": "system", "function": "tool"}
 """What OpenAI's interface called two of the roles at other times."""
@@ -109,10 +110,27 @@ def template_options_of(options: Any) -> dict[str, Any]:
             f"{options!r}."
         )
     try:
-        json.dumps(dict(options))
-    except (TypeError, ValueError) as error:
-        raise InvalidParameter(f"template_options cannot be written as JSON: {error}.") from None
-    return dict(options)
+        plain: dict[str, Any] = json.loads(json.dumps(dict(options)))  # with all keys as text
+        _check_plain(plain, MAX_DEPTH)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidParameter(f"template_options cannot be written as JSON that a worker reads: {error}.") from None
+    return plain
+
+
+def _check_plain(value: Any, depth: int) -> None:
+    if not depth:
+        raise ValueError(f"they are nested deeper than {MAX_DEPTH} levels")
+    match value:
+        case dict():
+            for item in (*value, *value.values()):
+                _check_plain(item, depth - 1)
+        case list():
+            for item in value:
+                _check_plain(item, depth - 1)
+        case str():
+            value.encode()  # half a surrogate pair is a ValueError
+        case int() if not -(2**63) <= value < 2**64:
+            raise ValueError("they hold a whole number of more than 64 bits")
 
 
 def _message(index: int, message: Any) -> Message:

@@ -82,7 +82,7 @@ def _unauthorized(text: str) -> Problem:
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches a host's address."""
-    if host == "localhost":
+    if host.lower() == "localhost":
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -146,10 +146,11 @@ class Places:
             return too_busy(f"{text} Try again later.", self.retry_after_s)
         return None
 
-    def leave(self, count: int, seconds: float) -> None:
-        """Give them back, after so long."""
+    def leave(self, count: int, seconds: float | None = None) -> None:
+        """Give them back, after so long; None if nothing was answered there."""
         self.taken -= count
-        self._usual_s = _REMEMBERED * self._usual_s + (1 - _REMEMBERED) * seconds
+        if seconds is not None:
+            self._usual_s = _REMEMBERED * self._usual_s + (1 - _REMEMBERED) * seconds
 
     @property
     def retry_after_s(self) -> int:

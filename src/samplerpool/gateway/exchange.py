@@ -104,9 +104,7 @@ class _Exchange:
         self._key = _or_refused(self._gateway.keys.name(self._headers.get("authorization")))
         if self._gateway.settings.local_only:
             _or_refused(check_host(self._headers.get("host")))
-        _or_refused(self._gateway.places.refusal())
-        read = read_chat if self._chat else read_completion
-        asked = read(_json(await self._body()), self._gateway.rules)
+        asked = await self._asked()
         catalog = self._gateway.catalog
         adapter = _or_refused(catalog.adapter(asked.model, asked.params[0].get("adapter")))
         self._heading = Heading(self._chat, self._heading.name, self._heading.created, asked.model or catalog.model)
@@ -119,6 +117,16 @@ class _Exchange:
         finally:
             places.leave(asked.answers, time.monotonic() - began)
             self._gateway.figures.in_flight(places.taken)
+
+    async def _asked(self) -> Asked:
+        """What the request asks. It has a place while its body comes: so many bodies are in memory, and no more."""
+        places = self._gateway.places
+        _or_refused(places.enter(1))
+        try:
+            read = read_chat if self._chat else read_completion
+            return read(_json(await self._body()), self._gateway.rules)
+        finally:
+            places.leave(1)
 
     async def _within_limits(self, asked: Asked, adapter: str | None) -> Problem | None:
         """Answer, as long as there is time, somebody to be answered, and a server."""

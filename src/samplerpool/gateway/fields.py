@@ -41,6 +41,10 @@ _IGNORED = WITHOUT_EFFECT | {"prompt_cache_retention"}
 """They say nothing of how to answer."""
 
 
+MOST_VALUES = 1024
+"""Of a list or an object (stop, logit_bias, bad_words): each is looked at for each token, at the cost of all others."""
+
+
 def given_fields(body: Any, *, chat: bool) -> dict[str, Any]:
     """The fields of a request's body that are to be honoured.
 
@@ -81,9 +85,11 @@ def sampling_of(given: Mapping[str, Any], *, chat: bool) -> dict[str, Any]:
         ours = OTHER_NAMES.get(name, name)
         if ours not in PARAMS or name == "logprobs":
             continue
+        if isinstance(value, list | dict) and len(value) > MOST_VALUES:
+            refuse(name, f"{name} has {len(value):,} values, and may have {MOST_VALUES:,}.")
+        _checked(name, ours, value)
         if found.setdefault(ours, value) != value:
             refuse(name, f"{name} and another name of {ours} differ; leave one out.")
-        _checked(name, ours, value)
     logprobs = _logprobs(given, chat=chat)
     if logprobs is not None:
         _checked("top_logprobs" if chat else "logprobs", "logprobs", logprobs)

@@ -9,6 +9,7 @@ from typing import Any
 from samplerpool.errors import (
     EngineError,
     PromptTooLong,
+    ProtocolError,
     QueueFull,
     RequestError,
     Retryable,
@@ -22,6 +23,8 @@ from samplerpool.errors import (
 FAULT_OF_CLIENT = "invalid_request_error"
 OVERLOAD = "rate_limit_error"
 FAULT_OF_SERVER = "server_error"
+MAX_CHARS = 2000
+"""Of a message: a request of megabytes must not be answered with as many."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Problem:
 
     Args:
         status: of the HTTP response, as long as none has begun.
-        message: a full sentence.
+        message: a full sentence; of a very long one (some quote what was given) clients get the beginning.
         code: a word for programs, which is also the outcome in the figures.
         param: the field of the request that is meant.
         headers: that go with the status.
@@ -51,7 +54,8 @@ class Problem:
 
     def body(self) -> dict[str, Any]:
         """The error object."""
-        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+        message = self.message if len(self.message) <= MAX_CHARS else f"{self.message[:MAX_CHARS]} ..."
+        return {"error": {"message": message, "type": self.kind, "param": self.param, "code": self.code}}
 
 
 def too_busy(message: str, retry_after_s: int) -> Problem:
@@ -78,6 +82,8 @@ def problem_of(error: Exception, retry_after_s: int = 1, prompt: str = "messages
             return Problem(400, error.message, "context_length_exceeded", prompt)
         case UnsupportedParameter():
             return Problem(400, error.message, "unsupported_parameter", _text(error.data.get("parameter")))
+        case ProtocolError() if "bytes" in error.data:  # what was to be sent cannot be, for its size
+            return Problem(413, error.message, "too_large", prompt)
         case EngineError():
             return Problem(500, error.message, "engine_error")
         case Retryable() | WorkerError() | TransportError():

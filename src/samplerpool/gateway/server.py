@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable, Iterator
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from samplerpool.config.wording import plural
 from samplerpool.errors import UsageError
@@ -17,6 +18,8 @@ from samplerpool.gateway.service import Gateway
 
 _LAST_WORDS_S = 2
 _KEEP_ALIVE_S = 75
+_HEAD_S = 30.0
+"""For the headers of a request, from their first byte, or the connection's beginning."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -36,11 +39,28 @@ def bound_socket(host: str, port: int) -> socket.socket:
             bound.close()
             raise
     except OSError as error:  # a name that is not known as well
-        reason = error.strerror or str(error)
-        raise UsageError(
-            f"Nothing can be served at {host}, port {port}: {reason}. Give another one with --host and --port."
-        ) from error
+        raise _cannot_serve(host, port, error) from error
     return bound
+
+
+def start_listening(bound: socket.socket) -> None:
+    """Let clients come.
+
+    Raises:
+        UsageError: another server has the address. Linux lets several be bound there until one listens.
+    """
+    try:
+        bound.listen()
+    except OSError as error:
+        host, port = bound.getsockname()[:2]
+        raise _cannot_serve(host, port, error) from error
+
+
+def _cannot_serve(host: str, port: int, error: OSError) -> UsageError:
+    reason = error.strerror or str(error)
+    return UsageError(
+        f"Nothing can be served at {host}, port {port}: {reason}. Give another one with --host and --port."
+    )
 
 
 def url_of(bound: socket.socket) -> str:
@@ -57,6 +77,41 @@ class _Server(uvicorn.Server):
         yield
 
 
+class Connection(H11Protocol):
+    """Closes a connection whose request does not come. uvicorn waits for it without an end, so that who opens enough of
+    them, and sends nothing or a byte now and then, keeps all others out."""
+
+    _waiting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._no_longer()
+
+    def _watch_head(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:  # it has come, and is being answered
+            self._no_longer()
+        elif self._waiting is None and not self.transport.is_closing():
+            self._waiting = self.loop.call_later(_HEAD_S, self._late)
+
+    def _no_longer(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+
+    def _late(self) -> None:
+        self._waiting = None
+        if not self.transport.is_closing():
+            self.transport.close()
+
+
 async def serve(gateway: Gateway, bound: socket.socket, drain_s: float, say: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM; a second one skips the drain.
 
@@ -71,6 +126,7 @@ async def serve(gateway: Gateway, bound: socket.socket, drain_s: float, say: Cal
         loop.add_signal_handler(number, signals.put_nowait, number)
     config = uvicorn.Config(
         application(gateway),
+        http=Connection,
         lifespan="off",
         ws="none",
         proxy_headers=False,

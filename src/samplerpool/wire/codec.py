@@ -52,6 +52,22 @@ def encode(messages: Iterable[WireMessage]) -> bytes:
     return data
 
 
+def encode_requests(messages: Iterable[Request]) -> bytes:
+    """The same for a worker or supervisor, which reads no message whose lists are too long, or too many: it could not
+    say which request that was, and those beside it would be lost too.
+
+    Raises:
+        ProtocolError: it would not be read.
+    """
+    data = encode(messages)
+    if len(data) > MAX_CONTAINERS:  # a smaller one cannot hold so much
+        try:
+            _entries(data, MAX_REQUESTS, MAX_CONTAINERS)
+        except ProtocolError as error:
+            raise ProtocolError(f"A worker would not read this: {error.message}", bytes=len(data)) from error
+    return data
+
+
 def decode_requests(data: bytes) -> list[Request | Malformed]:
     """What a worker or supervisor received. An envelope that cannot be read is one ``Malformed`` with id 0."""
     return list(requests_in(data))
